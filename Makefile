@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+.PHONY: setup demo test lint lab-up lab-down bench lock
+VADPLAB := .venv/bin/vadplab
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@scripts/demo.sh
+
+test: setup
+	@scripts/test.sh
+
+lint: setup
+	@scripts/lint.sh
+
+lab-up: setup
+	$(VADPLAB) up
+
+lab-down: setup
+	$(VADPLAB) down
+
+bench: setup
+	.venv/bin/python -m bench
+
+# Locks carry versions and hashes, no addresses. Needs uv on PATH.
+lock:
+	for n in dev go; do uv pip compile -q --generate-hashes --no-emit-index-url --no-header --python-version 3.11 requirements/$$n.in -o requirements/$$n.lock; done
