@@ -22,12 +22,13 @@ CONNECT_TIMEOUT = 5.0
 
 @dataclass(slots=True)
 class Connection:
-    """A connected blocking socket and the id of the attempt that opened it."""
+    """A connected blocking socket, the id of the attempt that opened it, and the step that asked for it."""
 
     sock: socket.socket
     attempt: str
     target: str
     port: int
+    step: str | None = None
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ class Dialer:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(None)
         self.events.emit("outcome", step=step, attempt=attempt, target=label, outcome="open", code=None, ms=_ms(start))
-        return Connection(sock, attempt, label, port)
+        return Connection(sock, attempt, label, port, step)
 
     async def dial(
         self, target: str, port: int, *, step: str | None, name: str | None = None, timeout: float | None = None

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""Configuration of an engine process: one plain YAML file, given by `--config`, also read by its child processes.
+
+    name: proxy-1                   this machine: its certificate's name, `host` in events and errors
+    listen: 10.77.4.10              address to listen on
+    port: 6162                      9392 for the Backup Service; none for a console
+    identity: {certificate: FILE, ca: FILE}
+    keylog: FILE                    TLS keys in the NSS key log format, for captures (optional)
+    events: FILE                    events of this machine, one JSON object a line (optional)
+    resolver: {esxi-1: 10.77.8.10}  names that are looked up here before the system's resolver
+    mover_ports: [2500, 3300]       Transport Service: first and last port of its Data Movers
+    repository: FOLDER              Transport Service of a repository: where restore points are kept
+    service: {database: URL, secrets_key: FILE, infrastructure: FILE}     Backup Service only
+    backup_server: {name: backup-server, port: 9392}                      console only
+
+Relative paths are relative to the file's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from engine.dialer import Dialer
+from engine.errors import InputError
+from engine.events import EventLog
+from engine.rpc.identity import Identity
+
+SERVICE_PORT = 9392
+TRANSPORT_PORT = 6162
+MOVER_PORTS = (2500, 3300)
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return folder / path if folder is not None else path
+
+
+FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IdentityFiles(_Strict):
+    """Files of this machine's identity."""
+
+    certificate: FilePath
+    ca: FilePath
+
+
+class ServiceSettings(_Strict):
+    """What only the Backup Service needs. `infrastructure` is read by `infra rescan` (`engine.model.infrastructure`)."""
+
+    database: str
+    secrets_key: FilePath
+    infrastructure: FilePath
+
+
+class BackupServer(_Strict):
+    """Where a console finds the Backup Service."""
+
+    name: str = "backup-server"
+    port: Port = SERVICE_PORT
+
+
+class EngineConfig(_Strict):
+    """One machine's configuration."""
+
+    name: str = Field(min_length=1)
+    listen: str = "127.0.0.1"
+    port: Port = 0
+    identity: IdentityFiles
+    keylog: FilePath | None = None
+    events: FilePath | None = None
+    resolver: dict[str, str] = Field(default_factory=dict)
+    mover_ports: tuple[Port, Port] = MOVER_PORTS
+    repository: FilePath | None = None
+    service: ServiceSettings | None = None
+    backup_server: BackupServer = BackupServer()
+
+    def make_identity(self) -> Identity:
+        """This machine's TLS identity."""
+        return Identity(self.identity.certificate, self.identity.ca, self.keylog)
+
+    def event_log(self, process: str, *, session: str | None = None, task: str | None = None) -> EventLog:
+        """This machine's event file, for one process."""
+        if self.events is not None:
+            self.events.parent.mkdir(parents=True, exist_ok=True)
+        return EventLog(self.events, host=self.name, process=process, session=session, task=task)
+
+    def dialer(self, events: EventLog) -> Dialer:
+        """The dialer of a process that writes to `events`."""
+        return Dialer(events, self.resolver)
+
+
+def load(path: Path) -> EngineConfig:
+    """Reads a configuration file. Raises InputError with the field's name and what is wrong with it."""
+    try:
+        raw: Any = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise InputError(f"configuration {path} cannot be read: {_first_line(exc)}") from exc
+    try:
+        return EngineConfig.model_validate(raw, context={"folder": path.resolve().parent})
+    except ValidationError as exc:
+        raise InputError(f"configuration {path}: {problems(exc)}") from exc
+
+
+def problems(exc: ValidationError) -> str:
+    """The problems of a validation, without the values (they may be secrets)."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in exc.errors(include_input=False))
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
