@@ -109,9 +109,7 @@ def _tcp(data: bytes, body: int, base: Frame, size: int) -> Frame | None:
     if len(data) < body + 14:
         return None
     sport, dport, seq, _, doff, flags = _TCP.unpack_from(data, body)
-    return base._replace(
-        sport=sport, dport=dport, flags=flags, seq=seq, payload=max(0, size - (doff >> 4) * 4)
-    )
+    return base._replace(sport=sport, dport=dport, flags=flags, seq=seq, payload=max(0, size - (doff >> 4) * 4))
 
 
 def _quoted(data: bytes, body: int) -> tuple[int, str, int, str, int] | None:

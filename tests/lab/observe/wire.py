@@ -62,7 +62,9 @@ class Conversation:
     def packet(self, flags: str, *, mine: bool = True, payload: bytes = b"", **fields: Any) -> Packet:
         """A packet of the initiator (`mine`) or of the responder."""
         src, sport, dst, dport = self.ends if mine else (*self.ends[2:], *self.ends[:2])
-        tcp = TCP(sport=sport, dport=dport, flags=flags, seq=self.seq[mine], ack=self.seq[not mine] & 0xFFFFFFFF, **fields)
+        tcp = TCP(
+            sport=sport, dport=dport, flags=flags, seq=self.seq[mine], ack=self.seq[not mine] & 0xFFFFFFFF, **fields
+        )
         return IP(src=src, dst=dst) / tcp / Raw(payload) if payload else IP(src=src, dst=dst) / tcp
 
     def syn(self, utc: int, *, forwarded: bool = True) -> None:
