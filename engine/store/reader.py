@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Reading a qcow2 file of this store, alone or as the top of a chain.
+
+Safe for several threads: reads use offsets, and what is cached is only ever replaced whole.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from engine.store import layout
+from engine.store.clusters import Unpacker
+from engine.store.errors import FormatError
+
+_CACHED_TABLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a cluster's bytes lie: `offset` and `length` in the file; `compressed`: one zstd frame, up to 511 bytes after it."""
+
+    offset: int
+    length: int
+    compressed: bool
+
+
+class Qcow2Reader:
+    """One file, with `backing` below it (clusters that this file does not hold are asked from there)."""
+
+    def __init__(self, path: Path, *, backing: Qcow2Reader | None = None) -> None:
+        self.path = path
+        self.backing = backing
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise FormatError(f"{path.name}: {exc.strerror or exc}") from exc
+        try:
+            self.length = os.fstat(self._fd).st_size
+            self.header = layout.Header.decode(os.pread(self._fd, 4096, 0), path.name)
+            if self.header.backing and backing is None:
+                raise FormatError(f"{path.name}: needs {self.header.backing} below it")
+            count = self.header.l1_entries
+            self.l1 = struct.unpack(f">{count}Q", self.pread(self.header.l1_offset, 8 * count))
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.size = self.header.size
+        self.cluster = self.header.cluster
+        self.clusters = -(-self.size // self.cluster)
+        self._tables: dict[int, tuple[int, ...]] = {}
+
+    def __enter__(self) -> Qcow2Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes this file and those below it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self.backing:
+            self.backing.close()
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the file.
+
+        Raises:
+            FormatError: the range lies outside the file, or the disk could not read it.
+        """
+        if offset + length > self.length:
+            raise FormatError(f"{self.path.name}: bytes {offset}..{offset + length} lie outside the file")
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as exc:
+            raise FormatError(f"{self.path.name}: offset {offset}: {exc.strerror or exc}") from exc
+        if len(data) != length:
+            raise FormatError(f"{self.path.name}: short read at offset {offset}")
+        return data
+
+    def table(self, index: int) -> tuple[int, ...]:
+        """Entries of L2 table `index`; empty when there is none."""
+        cached = self._tables.get(index)
+        if cached is not None:
+            return cached
+        offset = self.l1[index] & layout.OFFSET_MASK
+        entries: tuple[int, ...] = ()
+        if offset:
+            if offset % self.cluster:
+                raise FormatError(f"{self.path.name}: L2 table {index} is not aligned")
+            entries = struct.unpack(f">{self.header.table_entries}Q", self.pread(offset, self.cluster))
+        tables = self._tables if len(self._tables) < _CACHED_TABLES else {}
+        tables[index] = entries
+        self._tables = tables
+        return entries
+
+    def entry(self, cluster: int) -> int:
+        """The L2 entry of a cluster; 0 when it is unallocated."""
+        table = self.table(cluster // self.header.table_entries)
+        return table[cluster % self.header.table_entries] if table else 0
+
+    def find(self, cluster: int) -> tuple[Qcow2Reader, Stored] | None:
+        """The file of the chain that holds a cluster, and where; None when it reads as zeros."""
+        entry = self.entry(cluster)
+        if entry & layout.COMPRESSED:
+            offset, length = layout.compressed_range(entry, self.header.cluster_bits)
+            return self, Stored(offset, min(length, self.length - offset), True)
+        if entry & layout.READS_AS_ZEROS:
+            return None
+        if offset := entry & layout.OFFSET_MASK:
+            return self, Stored(offset, self.cluster, False)
+        if self.backing and cluster < self.backing.clusters:
+            return self.backing.find(cluster)
+        return None
+
+    def payload(self, cluster: int) -> tuple[bytes, bool] | None:
+        """(stored bytes, compressed) of a cluster; None when it reads as zeros."""
+        found = self.find(cluster)
+        if found is None:
+            return None
+        owner, stored = found
+        return owner.pread(stored.offset, stored.length), stored.compressed
+
+    def read(self, cluster: int, unpacker: Unpacker) -> bytes | None:
+        """The cluster's bytes; None for zeros. Raises FormatError when it cannot be expanded."""
+        found = self.payload(cluster)
+        if found is None:
+            return None
+        data, compressed = found
+        return unpacker.expand(data) if compressed else data
+
+    def allocated(self) -> Iterator[int]:
+        """Numbers of the clusters that some file of the chain holds, ascending."""
+        per_table = self.header.table_entries
+        for index in range(-(-self.clusters // per_table)):
+            if not self.holds(index):
+                continue
+            for cluster in range(index * per_table, min((index + 1) * per_table, self.clusters)):
+                if self.find(cluster) is not None:
+                    yield cluster
+
+    def holds(self, index: int) -> bool:
+        """Whether L2 table `index` exists somewhere in the chain."""
+        if index < len(self.l1) and self.l1[index] & layout.OFFSET_MASK:
+            return True
+        return bool(self.backing and self.backing.holds(index))

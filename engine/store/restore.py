@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Reading a disk of a restore point out: every cluster is checked against its digest before it leaves the repository.
+
+`PointDisk` opens a disk, `batches` yields checked clusters in the order of the disk (still compressed, ready for the
+wire), `to_file` writes a sparse file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from engine.store import durable
+from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
+from engine.store.digests import DigestTable
+from engine.store.errors import Damaged, FormatError, PointNotFound, from_write_error
+from engine.store.manifest import DiskEntry, Manifest
+from engine.store.reader import Qcow2Reader
+from engine.store.verify import check_clusters, matches
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStats:
+    """Bytes of the disk, bytes written (the rest is holes), blocks of 64 KiB checked, bytes received over the wire."""
+
+    size: int
+    written: int
+    blocks: int
+    received: int = 0
+
+
+class PointDisk:
+    """One disk of the visible restore point in `folder`, chosen by its vSphere key.
+
+    Raises:
+        PointNotFound: no such point or disk. FormatError, Damaged: its files are not what the manifest says.
+    """
+
+    def __init__(self, folder: Path, key: int) -> None:
+        if not folder.is_dir():
+            raise PointNotFound(f"restore point {folder.name}: not found")
+        self.manifest = Manifest.load(folder)
+        entry = self.manifest.disk(key)
+        if entry is None:
+            known = ", ".join(str(disk.key) for disk in self.manifest.disks)
+            raise PointNotFound(f"restore point {folder.name}: no disk {key} (it has {known})")
+        self.entry: DiskEntry = entry
+        self.name = f"restore point {folder.name}, {entry.file}"
+        self.digests = DigestTable.load(folder / entry.digests, entry.capacity)
+        if self.digests.root() != entry.root:
+            raise Damaged(f"{self.name}: the digest file {entry.digests} does not match the manifest")
+        self.reader = Qcow2Reader(folder / entry.file)
+        if self.reader.size != entry.capacity:
+            self.reader.close()
+            raise Damaged(f"{self.name}: holds {self.reader.size} bytes, the manifest says {entry.capacity}")
+
+    def __enter__(self) -> PointDisk:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.entry.capacity
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.reader.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """Checked batches that hold something, in the order of the disk.
+
+        Raises:
+            Damaged: naming point, disk, offset, and how much of the disk is intact.
+        """
+        unpacker = Unpacker(cluster_bits=self.reader.header.cluster_bits)
+        per_table = self.reader.header.table_entries
+        for begin in range(0, self.reader.clusters, per_table):
+            end = min(begin + per_table, self.reader.clusters)
+            if not self.reader.holds(begin // per_table) and not self.digests.holds(begin, end):
+                continue
+            for first in range(begin, end, BATCH):
+                batch = self._batch(first, min(BATCH, end - first), unpacker)
+                if batch.size:
+                    yield batch
+
+    def _batch(self, first: int, count: int, unpacker: Unpacker) -> Batch:
+        digests = self.digests.get(first, count)
+        lengths: list[int] = []
+        frames: list[bytes | memoryview] = []
+        raw: list[bytes | memoryview] = []
+        for position in range(count):
+            digest = digests[position * DIGEST : (position + 1) * DIGEST]
+            try:
+                found = self.reader.payload(first + position)
+                data = None if found is None else unpacker.expand(found[0]) if found[1] else found[0]
+            except FormatError as exc:
+                raise self._damaged(first + position) from exc
+            if not matches(data, digest):
+                raise self._damaged(first + position)
+            if found is None or data is None:
+                lengths.append(0)
+            elif found[1] and len(found[0]) < self.reader.cluster:
+                frames.append(found[0])
+                lengths.append(len(found[0]))
+            else:
+                raw.append(data)
+                lengths.append(self.reader.cluster)
+        return Batch(first, lengths, digests, frames + raw, sum(lengths))
+
+    def _damaged(self, cluster: int) -> Damaged:
+        report = check_clusters(self.reader, self.digests)
+        detail = report.describe() if report.damaged else "changed while it was read"
+        return Damaged(f"{self.name}: refused at offset {cluster * self.reader.cluster}: {detail}")
+
+
+class SparseFile:
+    """A new file of `size` bytes that appears under its name only when it is complete: holes where the disk has zeros."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.written = 0
+        self.blocks = 0
+        self._part = path.with_name(f"{path.name}.part")
+        try:
+            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._fd, size)
+        except OSError as exc:
+            raise from_write_error(exc, str(self._part)) from exc
+
+    def put(self, first: int, lengths: list[int], digests: bytes, payload: memoryview, unpacker: Unpacker) -> None:
+        """Writes the clusters of a batch after checking each against its digest.
+
+        Raises:
+            Damaged: naming the offset. FormatError: the batch lies outside the file.
+        """
+        if first < 0 or (first + len(lengths) - 1) * unpacker.cluster >= max(self.size, 1):
+            raise FormatError(f"clusters at {first} lie outside a disk of {self.size} bytes")
+        entries = [digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)]
+        for position, data in unpacker.unpack(lengths, payload):
+            offset = (first + position) * unpacker.cluster
+            if entries[position] == ZERO_DIGEST or not matches(bytes(data), entries[position]):
+                raise Damaged(f"{self.path.name}: received data at offset {offset} does not match its digest")
+            try:
+                durable.write_at(self._fd, memoryview(data)[: self.size - offset], offset)
+            except OSError as exc:
+                raise from_write_error(exc, str(self._part)) from exc
+            self.written += min(len(data), self.size - offset)
+            self.blocks += 1
+
+    def finish(self) -> None:
+        """Syncs the file and gives it its name."""
+        try:
+            durable.sync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._part.replace(self.path)
+        except OSError as exc:
+            raise from_write_error(exc, str(self.path)) from exc
+
+    def discard(self) -> None:
+        """Removes the unfinished file; harmless after `finish`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._part.unlink(missing_ok=True)
+
+
+def to_file(disk: PointDisk, path: Path) -> RestoreStats:
+    """Restores `disk` to the sparse file `path`, which appears only when every block was checked and written."""
+    unpacker = Unpacker(cluster_bits=disk.reader.header.cluster_bits)
+    target = SparseFile(path, disk.size)
+    try:
+        for batch in disk.batches():
+            target.put(batch.first, batch.lengths, batch.digests, memoryview(b"".join(batch.parts)), unpacker)
+        target.finish()
+    finally:
+        target.discard()
+    return RestoreStats(disk.size, target.written, target.blocks)

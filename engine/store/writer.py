@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""Writing a disk as a stream into a qcow2 file.
+
+Batches of clusters are appended as they arrive; L2 tables, the L1 table and refcounts follow the data; the header is
+written last, so a file that was cut at any instant has no header and is no qcow2 file at all.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from engine.errors import InputError
+from engine.store import layout
+from engine.store.clusters import CLUSTER_BITS
+from engine.store.errors import FormatError
+from engine.store.segments import SEGMENT, SegmentWriter
+
+
+class Qcow2Writer:
+    """Writes one new file. Not thread-safe.
+
+    Args:
+        path: must not exist. size: the disk's size in bytes, a multiple of 512.
+        backing: name of the file below it in the chain (clusters that are never added are read from there).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        *,
+        cluster_bits: int = CLUSTER_BITS,
+        backing: str | None = None,
+        segment: int = SEGMENT,
+    ) -> None:
+        if size < 0 or size % layout.SECTOR:
+            raise InputError(f"{path.name}: a disk's size must be a multiple of 512 bytes, not {size}")
+        self.path = path
+        self.size = size
+        self.backing = backing
+        self.cluster_bits = cluster_bits
+        self.cluster = 1 << cluster_bits
+        self.clusters = -(-size >> cluster_bits)
+        self._entries = self.cluster // 8
+        self._tables: dict[int, array[int]] = {}
+        self._refcounts: array[int] = array("H", [1])
+        self._out = SegmentWriter(path, start=self.cluster, segment=segment)
+
+    def __enter__(self) -> Qcow2Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the file so far."""
+        return self._out.position
+
+    def add(self, first: int, lengths: Sequence[int], payload: memoryview) -> None:
+        """Appends a batch (see `engine.store.clusters`): zstd frames first, raw clusters after them.
+
+        A length of 0 leaves the cluster unallocated, or marks it as zeros when there is a backing file.
+
+        Raises:
+            FormatError: the batch does not fit the disk, or a cluster was added before. StoreError: the disk refused.
+        """
+        if not 0 <= first <= first + len(lengths) <= self.clusters or sum(lengths) != len(payload):
+            raise FormatError(f"{self.path.name}: a batch at cluster {first} does not fit the disk")
+        at = self._out.position
+        frames = 0
+        for position, length in enumerate(lengths):
+            if 0 < length < self.cluster:
+                self._map(first + position, layout.compressed_entry(at, length, self.cluster_bits))
+                self._count((at >> 9 << 9) >> self.cluster_bits, ((at + length - 1) >> self.cluster_bits) + 1)
+                at += length
+                frames += length
+            elif length == 0 and self.backing:
+                self._map(first + position, layout.READS_AS_ZEROS)
+        self._out.append(payload[:frames])
+        if frames < len(payload):
+            self._out.pad(self.cluster)
+            at = self._out.position
+            for position, length in enumerate(lengths):
+                if length == self.cluster:
+                    self._map(first + position, layout.COPIED | at)
+                    self._count(at >> self.cluster_bits, (at >> self.cluster_bits) + 1)
+                    at += self.cluster
+            self._out.append(payload[frames:])
+
+    def finish(self) -> int:
+        """Writes the tables, syncs, writes the header, syncs; returns the file's length in bytes."""
+        self._out.pad(self.cluster)
+        tables = max(1, -(-self.clusters // self._entries))
+        l1 = array("Q", bytes(8 * tables))
+        for index in sorted(self._tables):
+            table = self._tables[index]
+            l1[index] = layout.COPIED | self._allocate(1)
+            self._out.append(_big_endian(table))
+        l1_bytes = _big_endian(l1)
+        l1_clusters = -(-len(l1_bytes) // self.cluster)
+        l1_offset = self._allocate(l1_clusters)
+        self._out.append(l1_bytes.ljust(l1_clusters * self.cluster, b"\0"))
+        refcount_offset, refcount_clusters = self._write_refcounts()
+        length = self._out.finish()
+        header = layout.Header(
+            size=self.size,
+            cluster_bits=self.cluster_bits,
+            l1_entries=tables,
+            l1_offset=l1_offset,
+            refcount_offset=refcount_offset,
+            refcount_clusters=refcount_clusters,
+            backing=self.backing,
+        )
+        self._out.header(header.encode())
+        self._out.close()
+        return length
+
+    def close(self) -> None:
+        """Ends the writer; without `finish` the file stays without a header."""
+        self._out.close()
+
+    def _map(self, cluster: int, entry: int) -> None:
+        index, at = divmod(cluster, self._entries)
+        table = self._tables.get(index)
+        if table is None:
+            table = self._tables[index] = array("Q", bytes(8 * self._entries))
+        if table[at]:
+            raise FormatError(f"{self.path.name}: cluster {cluster} was sent twice")
+        table[at] = entry
+
+    def _count(self, begin: int, end: int) -> None:
+        missing = end - len(self._refcounts)
+        if missing > 0:
+            self._refcounts.extend(array("H", bytes(2 * (missing + 1024))))
+        for cluster in range(begin, end):
+            self._refcounts[cluster] += 1
+
+    def _allocate(self, clusters: int) -> int:
+        offset = self._out.position
+        self._count(offset >> self.cluster_bits, (offset >> self.cluster_bits) + clusters)
+        return offset
+
+    def _write_refcounts(self) -> tuple[int, int]:
+        per_block = self.cluster // 2
+        used = self._out.position >> self.cluster_bits
+        blocks = table = 1
+        while True:  # the refcounts' own clusters are counted too
+            need = -(-(used + blocks + table) // per_block)
+            need_table = -(-need * 8 // self.cluster)
+            if need <= blocks and need_table <= table:
+                break
+            blocks, table = max(need, blocks), max(need_table, table)
+        first = self._allocate(blocks + table)
+        counts = self._refcounts[: used + blocks + table]
+        counts.extend(array("H", bytes(2 * (blocks * per_block - len(counts)))))
+        self._out.append(_big_endian(counts))
+        pointers = struct.pack(f">{blocks}Q", *(first + i * self.cluster for i in range(blocks)))
+        self._out.append(pointers.ljust(table * self.cluster, b"\0"))
+        return first + blocks * self.cluster, table
+
+
+def _big_endian(values: array[int]) -> bytes:
+    swapped = values[:]
+    swapped.byteswap()
+    return swapped.tobytes()
