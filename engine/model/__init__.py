@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: MIT
+"""What the Backup Service knows: the infrastructure file, the configuration database, and its encrypted secrets."""
