@@ -75,6 +75,27 @@ def overlaps(left: Iterable[PortRange], right: Iterable[PortRange]) -> bool:
     return any(a.first <= b.last and b.first <= a.last for a in left for b in other)
 
 
+def intersect(left: Iterable[PortRange], right: Iterable[PortRange]) -> tuple[PortRange, ...]:
+    """The ports that are in both sets."""
+    other = tuple(right)
+    shared = [PortRange(max(a.first, b.first), min(a.last, b.last)) for a in left for b in other]
+    return merge(r for r in shared if r.first <= r.last)
+
+
+def subtract(left: Iterable[PortRange], right: Iterable[PortRange]) -> tuple[PortRange, ...]:
+    """The ports of `left` that are not in `right`."""
+    rest = list(left)
+    for hole in right:
+        pieces: list[PortRange] = []
+        for item in rest:
+            if hole.last < item.first or item.last < hole.first:
+                pieces.append(item)
+                continue
+            pieces += [PortRange(item.first, hole.first - 1), PortRange(hole.last + 1, item.last)]
+        rest = [p for p in pieces if p.first <= p.last]
+    return merge(rest)
+
+
 def text(ranges: Iterable[PortRange]) -> str:
     """For people: `2500-3300, 6162`, or `any`."""
     found = tuple(ranges)
