@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""Receiving a disk of a restore point from a Data Mover into a sparse file: the console's half of a restore.
+
+The Data Mover checks every block against its digest before it sends it; this side checks it again before it writes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.dialer import Connection
+from engine.errors import VadplabError
+from engine.events import EventLog
+from engine.mover import datalink
+from engine.mover.datalink import SILENCE, DataLink, Frame
+from engine.mover.errors import DataProtocol
+from engine.rpc.identity import Identity
+from engine.store.clusters import CLUSTER_BITS, Unpacker, check_batch
+from engine.store.errors import FormatError
+from engine.store.restore import RestoreStats, SparseFile
+
+Progress = Callable[[dict[str, int]], None]
+
+
+async def receive_disk(
+    connection: Connection,
+    identity: Identity,
+    token: str,
+    size: int,
+    to: Path,
+    *,
+    expect: str,
+    step: str = "r3",
+    events: EventLog | None = None,
+    on_progress: Progress | None = None,
+    silence: float = SILENCE,
+) -> RestoreStats:
+    """Receives one disk into the new sparse file `to`, which appears only when it is complete and synced.
+
+    Args:
+        connection: opened with the dialer (step `r3`) to the `port` that `restore.open` gave; closed at the end.
+        identity: this machine's. token, size: from `restore.open`. expect: the machine name of the repository.
+        events: where the totals of bytes are written. on_progress: called on the event loop with `{received, total}`
+            (bytes of the disk passed, bytes of the disk), about twice a second.
+
+    Returns:
+        size, written (bytes; the rest is holes), blocks (of 64 KiB, each checked), received (bytes over the wire).
+
+    Raises:
+        RemoteError: the Data Mover refused, for example `store.damaged` naming point, disk and offset.
+        Damaged: a block arrived with another content than its digest. DataLinkSilent, DataLinkCut, TlsFailed.
+    """
+    loop = asyncio.get_running_loop()
+
+    def progress(fields: dict[str, int]) -> None:
+        if on_progress is not None:
+            loop.call_soon_threadsafe(on_progress, fields)
+
+    links: list[DataLink] = []
+    work = asyncio.ensure_future(
+        asyncio.to_thread(_receive, links, connection, identity, token, size, to, expect, step, silence, progress)
+    )
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        for link in links:
+            link.close()
+        with contextlib.suppress(Exception):
+            await work
+        raise
+    finally:
+        if events is not None and links:
+            events.emit("bytes", step=step, attempt=connection.attempt, sent=links[0].sent, received=links[0].received)
+        connection.sock.close()
+
+
+def _receive(
+    links: list[DataLink],
+    connection: Connection,
+    identity: Identity,
+    token: str,
+    size: int,
+    to: Path,
+    expect: str,
+    step: str,
+    silence: float,
+    progress: Progress,
+) -> RestoreStats:
+    link, welcome = datalink.connect(connection, identity, expect=expect, token=token, step=step, silence=silence)
+    links.append(link)
+    with link:
+        if welcome.get("size") != size:
+            raise DataProtocol(f"the Data Mover serves {welcome.get('size')} bytes instead of {size}", **link.where)
+        target = SparseFile(to, size)
+        try:
+            blocks = _blocks(link, target, size, progress)
+            target.finish()
+        except VadplabError as exc:
+            exc.step = exc.step or step
+            raise
+        finally:
+            target.discard()
+        link.send("received", {"blocks": blocks})
+        return RestoreStats(size, target.written, target.blocks, link.received)
+
+
+def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -> int:
+    unpacker = Unpacker(cluster_bits=CLUSTER_BITS)
+    clusters = -(-size >> CLUSTER_BITS)
+    reported = 0.0
+    while True:
+        frame = link.receive()
+        if frame.kind == "end":
+            if frame.fields.get("data") != target.blocks:
+                raise DataProtocol(
+                    f"{target.blocks} blocks received, the Data Mover sent {frame.fields.get('data')}", **link.where
+                )
+            progress({"received": size, "total": size})
+            return target.blocks
+        first, lengths, digests = batch_of(frame, clusters, link)
+        target.put(first, lengths, digests, frame.payload, unpacker)
+        if time.monotonic() - reported > 0.5:
+            reported = time.monotonic()
+            progress({"received": min((first + len(lengths)) << CLUSTER_BITS, size), "total": size})
+
+
+def batch_of(frame: Frame, clusters: int, link: DataLink) -> tuple[int, list[int], bytes]:
+    """First cluster, lengths and digests of a `data` frame for a disk of `clusters` clusters.
+
+    Raises:
+        DataProtocol: the frame is of another kind, or its parts do not fit together.
+    """
+    fields: dict[str, Any] = frame.fields
+    first, lengths, digests = fields.get("first"), fields.get("lengths"), fields.get("digests")
+    if frame.kind != "data" or not isinstance(first, int) or not isinstance(lengths, list) or not lengths:
+        raise DataProtocol(f"a {frame.kind} frame is not a batch", **link.where)
+    if not isinstance(digests, bytes) or not all(type(length) is int for length in lengths):
+        raise DataProtocol("a batch without lengths or digests", **link.where)
+    try:
+        check_batch(first, lengths, digests, len(frame.payload), clusters=clusters, cluster=1 << CLUSTER_BITS)
+    except FormatError as exc:
+        raise DataProtocol(exc.message, **link.where) from exc
+    return first, lengths, digests
