@@ -105,7 +105,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
-                preexec_fn=DiesWithParent(),  # noqa: PLW1509
+                preexec_fn=DiesWithParent(),
             )
         except OSError as exc:
             raise ProcessFailed(f"{module} could not be started: {exc.strerror}") from exc

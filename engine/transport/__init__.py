@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: MIT
+"""Transport Service (6162): on proxies it starts, watches and reaps Data Movers; on repositories it also keeps restore points."""
