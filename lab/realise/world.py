@@ -8,6 +8,7 @@ import time
 
 import yaml
 
+from lab import pki
 from lab.realise import netns
 from lab.realise.supervisor import Supervisor
 
@@ -17,5 +18,6 @@ async def start_world(supervisor: Supervisor) -> None:
     begun = time.monotonic()
     topology, lab = supervisor.topology, supervisor.lab
     lab.inventory_file.write_text(yaml.safe_dump(topology.inventory().model_dump(mode="json"), sort_keys=False))
+    pki.ensure(lab.pki, topology.addresses())
     await asyncio.to_thread(netns.build, topology, supervisor.namespaces)
     supervisor.report("namespaces and links", hosts=len(topology.hosts), ms=round((time.monotonic() - begun) * 1000))
