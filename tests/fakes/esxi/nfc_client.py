@@ -36,6 +36,7 @@ class Stream:
         self._tls: ssl.SSLObject | None = None
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
+        self._clear = bytearray()
 
     def start_tls(self, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
         """Handshake; returns the SHA-1 of the server's certificate, colon separated."""
@@ -60,7 +61,7 @@ class Stream:
     def leave_tls(self) -> None:
         """Clear bytes follow, without a close_notify."""
         assert self._tls is not None
-        assert not self._in.pending, "the server sent something behind its last TLS record"
+        self._clear += self._in.read()
         self._tls = None
 
     def _flush(self) -> None:
@@ -83,7 +84,10 @@ class Stream:
     def read(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
-            if self._tls is None:
+            if self._clear:
+                piece = bytes(self._clear[: size - len(parts)])
+                del self._clear[: len(piece)]
+            elif self._tls is None:
                 piece = self.sock.recv(size - len(parts))
             else:
                 try:
