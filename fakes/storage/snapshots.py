@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Snapshots of a VM: frozen at one instant, merged away one by one.
+
+*Create*: the top layers of all disks become frozen while the gate is closed, and empty deltas take the writes.
+*Remove*: the layer above the frozen one is merged into it (in the middle, at the top or at the base alike). The
+structure file is the commit point of both.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fakes.core.fabric import FabricError
+from fakes.storage import grains, paths, truth, writelog
+from fakes.storage.datastore import Datastore, Vm
+from fakes.storage.disk import Disk
+from fakes.storage.layer import Layer
+from fakes.storage.structure import Merge, SnapshotRecord
+
+
+def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRecord:
+    """Freezes all disks of the VM at one instant.
+
+    Raises:
+        OSError: the host's disk is full; nothing changed. TimeoutError: I/O under way did not end.
+    """
+    with store.lock:
+        identity = vm.next_snapshot
+        fresh = {key: _delta(store, vm, disk) for key, disk in vm.disks.items()}
+        snapshot = SnapshotRecord(
+            id=identity,
+            name=name,
+            description=description,
+            created="",
+            parent=vm.snapshots[-1].id if vm.snapshots else None,
+            layers={str(key): disk.top.id for key, disk in vm.disks.items()},
+            sequences={str(key): disk.sequence for key, disk in vm.disks.items()},
+        )
+        try:
+            with vm.gate.closed():
+                job = _freeze(store, vm, snapshot, fresh)
+        except BaseException:
+            for layer in fresh.values():
+                layer.close()
+                layer.path.unlink(missing_ok=True)
+            raise
+        store.truth.submit(job)
+        store.write_vmx(vm)
+        return snapshot
+
+
+def _delta(store: Datastore, vm: Vm, disk: Disk) -> Layer:
+    path = store.state / "chains" / vm.name / f"{disk.key}-{disk.next_layer}.map"
+    path.unlink(missing_ok=True)
+    name = paths.delta_name(disk.chain[0].name, [layer.name for layer in disk.chain])
+    return Layer(path, disk.grains, id=disk.next_layer, name=name)
+
+
+def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int, Layer]) -> truth.Job:
+    """The instant: plan of the truth record, copies of the write logs, commit, new tops. The gate is closed."""
+    snapshot.created = _now()
+    header = {
+        "schema": truth.SCHEMA,
+        "vm": vm.name,
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "created": snapshot.created,
+        "disks": [
+            {"key": d.key, "label": d.label, "size": d.size, "block": grains.GRAIN, "sequence": d.sequence}
+            for d in vm.disks.values()
+        ],
+    }
+    job = store.truth.plan(vm.name, header, list(vm.disks.values()))
+    try:
+        for key, disk in vm.disks.items():
+            store.log_copy(vm, key, snapshot.id).write_bytes(disk.log.words)
+            disk.top.frozen = disk.view[:]
+            disk.chain.append(fresh[key])
+            disk.sequence += 1
+            disk.next_layer += 1
+        vm.snapshots.append(snapshot)
+        vm.next_snapshot += 1
+        store.save()
+    except BaseException:
+        for key, disk in vm.disks.items():
+            if disk.top is fresh[key]:
+                disk.chain.pop()
+                disk.sequence -= 1
+                disk.next_layer -= 1
+            disk.top.frozen = None
+            store.log_copy(vm, key, snapshot.id).unlink(missing_ok=True)
+        if vm.snapshots and vm.snapshots[-1] is snapshot:
+            vm.snapshots.pop()
+            vm.next_snapshot -= 1
+        store.truth.withdraw(job)
+        raise
+    return job
+
+
+def remove(store: Datastore, vm: Vm, identity: int, *, children: bool) -> None:
+    """Merges a snapshot away, with `children` also all that were taken after it. Its truth record stays."""
+    with store.lock:
+        start = vm.snapshots.index(vm.snapshot(identity))
+        doomed = vm.snapshots[start:] if children else [vm.snapshots[start]]
+        for snapshot in reversed(doomed):
+            _remove_one(store, vm, snapshot)
+        store.write_vmx(vm)
+
+
+def _remove_one(store: Datastore, vm: Vm, snapshot: SnapshotRecord) -> None:
+    merges = []
+    for key, disk in vm.disks.items():
+        ids = [layer.id for layer in disk.chain]
+        position = ids.index(snapshot.layers[str(key)])
+        merges.append(Merge(key, ids[position], ids[position + 1]))
+    with vm.gate.closed():
+        at = vm.snapshots.index(snapshot)
+        if at + 1 < len(vm.snapshots):
+            vm.snapshots[at + 1].parent = snapshot.parent
+        del vm.snapshots[at]
+        vm.merges = merges
+        store.save()
+        store.finish_merges(vm)
+    for key in vm.disks:
+        store.log_copy(vm, key, snapshot.id).unlink(missing_ok=True)
+
+
+def label(store: Datastore, vm: Vm, identity: int, ref: str | None) -> None:
+    """Remembers the vSphere reference of a snapshot."""
+    with store.lock:
+        vm.snapshot(identity).ref = ref
+        store.save()
+
+
+def changed(store: Datastore, vm: Vm, key: int, since: int, identity: int) -> list[list[int]]:
+    """`[[start, length], …]` in bytes: what was written to a disk after sequence `since`, up to a snapshot."""
+    disk = vm.disks.get(key)
+    if disk is None:
+        raise FabricError("not-found", f"{vm.name} has no disk {key}")
+    with store.lock:
+        vm.snapshot(identity)
+        log = writelog.load(store.log_copy(vm, key, identity))
+    return byte_ranges(writelog.changed(log, since), disk.size)
+
+
+def byte_ranges(wanted: Any, size: int) -> list[list[int]]:
+    """Grain indices as byte ranges, cut at the disk's end."""
+    ranges = []
+    for first, length in grains.joined(wanted):
+        start = first * grains.GRAIN
+        ranges.append([start, min(length * grains.GRAIN, size - start)])
+    return ranges
+
+
+def shown(vm: Vm, snapshot: SnapshotRecord) -> dict[str, Any]:
+    """The snapshot as the fabric shows it, with the files' present names."""
+    disks = []
+    for key, disk in vm.disks.items():
+        ids = [layer.id for layer in disk.chain]
+        position = ids.index(snapshot.layers[str(key)])
+        disks.append(
+            {
+                "key": key,
+                "frozen": disk.chain[position].name,
+                "live": disk.chain[position + 1].name,
+                "sequence": snapshot.sequences[str(key)],
+            }
+        )
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "description": snapshot.description,
+        "created": snapshot.created,
+        "parent": snapshot.parent,
+        "ref": snapshot.ref,
+        "disks": disks,
+    }
+
+
+def _now() -> str:
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}Z"

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""The structure of a datastore: records of its VMs, chains and snapshots, in one JSON file replaced atomically.
+
+*Merge intent*: written before a merge touches a map, so that a merge cut by a kill is done again at open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "vadplab.storage/1"
+
+
+@dataclass
+class LayerRecord:
+    """A file of a chain: id within its disk, and path below the datastore."""
+
+    id: int
+    name: str
+
+
+@dataclass
+class DiskRecord:
+    """A disk: vSphere device key, label, size in bytes, chain from base to top, sequence of the write log."""
+
+    key: int
+    label: str
+    size: int
+    sequence: int
+    next_layer: int
+    chain: list[LayerRecord]
+
+
+@dataclass
+class SnapshotRecord:
+    """A snapshot. `layers` and `sequences` by disk key (text, as JSON wants): frozen layer's id, sequence at freeze."""
+
+    id: int
+    name: str
+    description: str
+    created: str
+    parent: int | None
+    layers: dict[str, int]
+    sequences: dict[str, int]
+    ref: str | None = None
+
+
+@dataclass
+class Merge:
+    """One layer to be merged into the one below it."""
+
+    key: int
+    into: int
+    source: int
+
+
+@dataclass
+class VmRecord:
+    """A VM: its folder below the datastore, power state, disks, snapshots from oldest to newest, merges under way."""
+
+    name: str
+    uuid: str
+    folder: str
+    power: bool
+    next_snapshot: int
+    disks: list[DiskRecord]
+    snapshots: list[SnapshotRecord] = field(default_factory=list)
+    merges: list[Merge] = field(default_factory=list)
+
+
+@dataclass
+class Structure:
+    """Everything about a datastore that is not data, map or log."""
+
+    name: str
+    naa: str
+    capacity: int
+    vms: dict[str, VmRecord] = field(default_factory=dict)
+
+
+def load(path: Path) -> Structure:
+    """Reads the file.
+
+    Raises:
+        ValueError: it is not a structure file of this version.
+    """
+    data = json.loads(path.read_text())
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: not a {SCHEMA} file")
+    return Structure(data["name"], data["naa"], data["capacity"], {n: _vm(v) for n, v in data["vms"].items()})
+
+
+def save(path: Path, structure: Structure) -> None:
+    """Replaces the file: after a kill it is either the old one or the new one."""
+    replace(path, json.dumps({"schema": SCHEMA, **asdict(structure)}, indent=1).encode())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes `data` to a file beside `path`, syncs it and renames it over `path`."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _vm(data: dict[str, Any]) -> VmRecord:
+    disks = [DiskRecord(**{**d, "chain": [LayerRecord(**x) for x in d["chain"]]}) for d in data["disks"]]
+    snapshots = [SnapshotRecord(**s) for s in data["snapshots"]]
+    return VmRecord(**{**data, "disks": disks, "snapshots": snapshots, "merges": [Merge(**m) for m in data["merges"]]})
