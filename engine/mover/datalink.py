@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import secrets
+import select
 import socket
 import ssl
 import struct
@@ -127,6 +128,27 @@ class DataLink:
                 raise RemoteError(frame.fields)
             if frame.kind != "tick":
                 return frame
+
+    def heed(self) -> None:
+        """Raises what the other side reports, or that it is gone, while this side is the one that sends; never waits."""
+        with self._lock:
+            try:
+                poll = select.poll()
+                poll.register(self._sock, select.POLLIN)
+                arrived = bool(poll.poll(0))
+            except (OSError, ValueError) as exc:
+                raise self._failed(exc, "sent nothing") from exc
+            if arrived:
+                frame = self.receive()
+                raise DataProtocol(f"the other side sent {frame.kind} before the end", **self.where)
+
+    def drain(self, seconds: float) -> None:
+        """Reads and drops what still arrives, so that an error sent before is not lost to a reset; never raises."""
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError, ValueError, VadplabError):
+            self._sock.settimeout(seconds)
+            while time.monotonic() < end:
+                self._receive()
 
     def fail(self, error: VadplabError) -> None:
         """Tells the other side why this one gives up; never raises."""
