@@ -3,7 +3,7 @@
 
 InputError (2)      TopologyInvalid, LabRunning
 MissingError (3)    LabNotRunning, LabUnknown, HostUnknown, PowerMissing
-VadplabError (1)    LabFailed, LabStuck, ProcessFailed, ControlFailed
+VadplabError (1)    LabFailed, LabStuck, ProcessFailed, ControlFailed, RemoteLabError (keeps the original's)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.errors import InputError, MissingError, VadplabError
+from firewall_rules.errors import RuleError
 
 
 class TopologyInvalid(InputError):
@@ -115,6 +116,18 @@ class RemoteLabError(VadplabError):
 
     def __str__(self) -> str:
         return f"{self.message} [{self.fields.get('code', self.code)}]"
+
+
+def of_rules(error: RuleError) -> RemoteLabError:
+    """An error of `firewall_rules` (bad input) as one of the catalogue, with its own code."""
+    fields = {
+        "code": error.code,
+        "symptom": "bad input",
+        "message": str(error),
+        "next": InputError.advice,
+        "exit_code": 2,
+    }
+    return RemoteLabError(fields)
 
 
 def exit_status(error: VadplabError) -> int:

@@ -21,7 +21,8 @@ from typing import Any
 
 from engine.errors import VadplabError
 from fakes.core.fabric import FabricUnavailable, connect, listen
-from lab.errors import ControlFailed, LabNotRunning, RemoteLabError, exit_status
+from firewall_rules.errors import RuleError
+from lab.errors import ControlFailed, LabNotRunning, RemoteLabError, exit_status, of_rules
 
 MAX_LINE = 1 << 24
 MAX_FDS = 16
@@ -87,10 +88,13 @@ class ControlServer:
             return {"result": await self._handler(request)}
         except VadplabError as exc:
             return {"error": {**exc.to_dict(), "exit_code": exit_status(exc)}}
+        except RuleError as exc:
+            error = of_rules(exc)
+            return {"error": {**error.to_dict(), "exit_code": error.exit_status}}
         except Exception as exc:
             traceback.print_exc()
-            error = ControlFailed(f"{request.method}: {type(exc).__name__}: {exc}")
-            return {"error": {**error.to_dict(), "exit_code": error.exit_code}}
+            failure = ControlFailed(f"{request.method}: {type(exc).__name__}: {exc}")
+            return {"error": {**failure.to_dict(), "exit_code": failure.exit_code}}
 
     async def close(self) -> None:
         """Stops accepting and ends every connection."""

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import InputError, VadplabError
-from lab.errors import ControlFailed, HostUnknown, LabFailed, ProcessFailed, exit_status
+from firewall_rules.errors import RuleError
+from lab.errors import ControlFailed, HostUnknown, LabFailed, ProcessFailed, exit_status, of_rules
 from lab.realise import kernel, mounts, zygote
 from lab.realise.control import ControlServer, Request
 from lab.realise.folders import LabFolder
@@ -326,6 +327,9 @@ def run(lab: LabFolder, launch: Launch, report: int, outside: socket.socket, mod
     except VadplabError as exc:
         print(f"supervisor: {exc}", file=sys.stderr)
         say({"error": {**exc.to_dict(), "exit_code": exit_status(exc)}})
+    except RuleError as exc:
+        refusal = of_rules(exc)
+        say({"error": {**refusal.to_dict(), "exit_code": refusal.exit_status}})
     except Exception as exc:
         traceback.print_exc()
         error = LabFailed(f"{type(exc).__name__}: {exc}; see {lab.supervisor_log}")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""`vadplab up`: bring a lab up."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lab import topology
+from lab.cli.options import Json, new_lab
+from lab.cli.output import Out
+from lab.realise import lifecycle
+from lab.realise.launch import Launch
+
+app = typer.Typer()
+
+
+class Capture(StrEnum):
+    """How much of each packet a run keeps."""
+
+    HEADERS = "headers"
+    FULL = "full"
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    topology_file: Annotated[
+        Path | None,
+        typer.Option("--topology", metavar="FILE", help="A topology file or a shipped name (default: demo)."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="A firewall policy (default: the shipped one).")
+    ] = None,
+    vcsim: Annotated[
+        str | None,
+        typer.Option(
+            "--vcsim", metavar="SOURCE", help="Where vcsim comes from: a binary's path, `path`, `docker` or `go`."
+        ),
+    ] = None,
+    capture: Annotated[
+        Capture, typer.Option("--capture", help="`headers`: control packets and the first 256 bytes; `full`: all.")
+    ] = Capture.HEADERS,
+    empty: Annotated[bool, typer.Option("--empty", help="Hosts, links and firewall only, no daemons.")] = False,
+    json: Json = False,
+) -> None:
+    """Bring a lab up. Returns when every part of it answers; the lab then runs by itself until `down`."""
+    out = Out(json)
+    lab = new_lab(context)
+    file = topology.find(topology_file).absolute()
+    topology.load(file)
+    launch = Launch(
+        topology=file,
+        policy=policy.absolute() if policy and policy.exists() else policy,
+        vcsim=vcsim,
+        capture=capture.value,
+        world=not empty,
+        cwd=str(Path.cwd()),
+    )
+    begun = time.monotonic()
+
+    def progress(event: dict[str, Any]) -> None:
+        facts = ", ".join(f"{key} {value}" for key, value in event.items() if key != "done")
+        out.notice(f"[green]✓[/] {event['done']}" + (f" [dim]({facts})[/]" if facts else ""))
+
+    status = lifecycle.up(lab, launch, progress=progress)
+    seconds = round(time.monotonic() - begun, 3)
+    out.document("up/1", {**status, "seconds": seconds})
+    out.text(f"the lab [bold]{lab.name}[/] is up after {seconds:.1f} s: {len(status['hosts'])} hosts")
