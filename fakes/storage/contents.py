@@ -14,16 +14,21 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from fakes.core.fabric import FabricError
+from fakes.storage import grains
 from fakes.storage.disk import Disk
 from fakes.storage.grains import GRAIN
 
 KINDS = ("empty", "guest", "files", "image")
 _PIECE = 16 * GRAIN
 _MKFS_SECONDS = 120
-_WORDS = ["backup", "restore", "proxy", "repository", "snapshot", "datastore", "cluster", "vmdk", "change", "block", "ticket", "transport", "chain"]
+_WORDS = (
+    *("backup", "restore", "proxy", "repository", "snapshot", "datastore", "cluster"),
+    *("vmdk", "change", "block", "ticket", "transport", "chain"),
+)
 _EPOCH = 1_700_000_000  # a fixed time for the files, so that it differs from no run to the next
 
 
@@ -103,33 +108,34 @@ def import_image(disk: Disk, image: Path) -> None:
         end = os.fstat(file.fileno()).st_size
         if end > disk.size:
             raise FabricError("bad-size", f"{image} holds {end} bytes, the disk {disk.size}")
-        at = 0
-        while at < end:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA) // GRAIN * GRAIN
-            except OSError as exc:
-                if exc.errno == errno.ENXIO:
-                    return
-                raise
-            stop = min(os.lseek(file.fileno(), max(at, _inside(file.fileno(), at)), os.SEEK_HOLE), end)
-            while at < stop:
-                at += _import_piece(disk, os.pread(file.fileno(), _PIECE, at), at)
+        for start, stop in _data(file.fileno(), end):
+            for at in range(start, stop, _PIECE):
+                _import_piece(disk, os.pread(file.fileno(), min(_PIECE, stop - at), at), at)
 
 
-def _inside(fd: int, at: int) -> int:
-    """The first byte of data at or after `at` (which was rounded down to a grain)."""
-    return os.lseek(fd, at, os.SEEK_DATA)
+def _data(fd: int, end: int) -> Iterator[tuple[int, int]]:
+    """Stretches of a file that hold data, widened to whole grains, `end` at most."""
+    at = 0
+    while at < end:
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        start = max(at, data // GRAIN * GRAIN)
+        at = min(-(-os.lseek(fd, data, os.SEEK_HOLE) // GRAIN) * GRAIN, end)
+        yield start, at
 
 
-def _import_piece(disk: Disk, piece: bytes, at: int) -> int:
-    data = memoryview(piece)
+def _import_piece(disk: Disk, piece: bytes, at: int) -> None:
+    """Writes the grains of `piece` that are not all zeros, neighbours together."""
     blank = bytes(GRAIN)
-    for start in range(0, len(piece), GRAIN):
-        part = data[start : start + GRAIN]
-        if part != blank[: len(part)]:
-            epoch = disk.gate.enter()
-            try:
-                disk.write(part, at + start)
-            finally:
-                disk.gate.leave(epoch)
-    return len(piece)
+    count = -(-len(piece) // GRAIN)
+    wanted = [n for n in range(count) if piece[n * GRAIN : (n + 1) * GRAIN] != blank[: len(piece) - n * GRAIN]]
+    for first, length in grains.joined(wanted):
+        epoch = disk.gate.enter()
+        try:
+            disk.write(memoryview(piece)[first * GRAIN : (first + length) * GRAIN], at + first * GRAIN)
+        finally:
+            disk.gate.leave(epoch)

@@ -164,7 +164,7 @@ class Disk:
         start = max(grain - grain % REGION - 1, 0)
         for near in (*range(grain - 1, start - 1, -1), *range(grain + 1, min(start + 1 + REGION, self.grains))):
             if words[near] not in (ABSENT, ZEROED):
-                return words[near] - 1 + grain - near
+                return int(words[near] - 1 + grain - near)
         return -1
 
     def discard(self, offset: int, length: int) -> None:

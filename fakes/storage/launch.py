@@ -15,16 +15,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from fakes.core import fabric
 from fakes.core.daemon import die_with_parent
 from fakes.storage.datastore import only_one
+from fakes.storage.ending import SIGNALS
 from fakes.storage.grains import GRAIN
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -132,7 +135,7 @@ def _alone(options: argparse.Namespace) -> tuple[socket.socket, dict[str, str]]:
     state = options.state or Path(tempfile.mkdtemp(prefix="vadplab-disk-"))
     state.mkdir(parents=True, exist_ok=True)
     disk = {"key": 2000, "label": "Hard disk 1", "size": length, "file": f"{name}/{name}.vmdk"}
-    vm = {
+    vm: dict[str, Any] = {
         "vm": name,
         "uuid": str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.vm.vadplab")),
         "disks": [{**disk, "contents": options.contents}],
@@ -181,6 +184,8 @@ def _become(nbdkit: str, sock: socket.socket, keys: dict[str, str]) -> None:
         os.set_inheritable(fd, True)
     else:
         os.dup2(fd, _LISTEN_FD, inheritable=True)
+    keys["listener"] = str(_LISTEN_FD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     keys["stdout"] = str(_inheritable_stdout())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {

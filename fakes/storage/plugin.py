@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """nbdkit's callbacks. Runs inside nbdkit (`nbdkit python plugin.py KEY=VALUE…`), which owns the one `_Process` below.
 
-Keys: `state` (folder), `name` (datastore), `capacity` (bytes), `fabric` (path of the fabric socket), `greet` (address of the
-NBD socket: a path, or HOST:PORT), `ready` (the line to print once both sockets answer), `stdout`
-(descriptor to print it to: nbdkit points its own standard output at /dev/null), `scratch` (1: remove `state` at the end),
-`vm` (JSON of a VM to create first).
+Keys: `state` (folder), `name` (datastore), `capacity` (bytes), `fabric` (path of the fabric socket), `listener` (descriptor
+of the NBD listening socket), `greet` (its address: a path, or HOST:PORT), `ready` (the line to print once both sockets
+answer), `stdout` (where to print it: nbdkit points its own standard output at /dev/null), `scratch` (1: remove `state`
+at the end), `vm` (JSON of a VM to create first).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import nbdkit
 from fakes.core import fabric
 from fakes.storage import contents
 from fakes.storage.datastore import Datastore
+from fakes.storage.ending import Ending
 from fakes.storage.exports import Handle
 from fakes.storage.service import FabricThread, Service
 
@@ -43,6 +44,7 @@ class _Process:
         self.store: Datastore | None = None
         self.service: Service | None = None
         self.fabric: FabricThread | None = None
+        self.ending: Ending | None = None
 
     def open(self) -> None:
         keys = self.keys
@@ -56,6 +58,9 @@ class _Process:
         sys.setswitchinterval(_SWITCH_SECONDS)
         if self.store is None or self.service is None:
             raise RuntimeError("the datastore is not open")
+        if "listener" in self.keys:
+            self.ending = Ending(int(self.keys["listener"]), nbdkit.shutdown)
+            self.ending.start()
         if "vm" in self.keys:
             spec = json.loads(self.keys["vm"])
             image = spec.pop("image", None)
@@ -81,6 +86,8 @@ class _Process:
                 os.write(int(self.keys["stdout"]), self.keys["ready"].encode() + b"\n")
 
     def close(self) -> None:
+        if self.ending:
+            self.ending.ended()
         if self.fabric:
             self.fabric.stop()
         if self.store:
