@@ -5,8 +5,9 @@ Facts behind the form (lab reference section 2, flow reference section 8):
 
 * The chain is never deleted and its policy is drop; a replacement flushes the chain and fills it again in the same
   transaction, and the chain ends with an explicit, counted drop: no packet slips through in between.
-* `ct state established,related accept` makes counters on allowing rules count connections; a counter on a dropping rule
-  counts SYN repeats, one on a refusing rule attempts. A new TCP connection must begin with a SYN; everything else that
+* `ct state established,related accept` makes counters on allowing rules count connections (a SYN that is repeated because
+  nobody answers carries the mark by then and passes uncounted); a counter on a dropping rule counts SYN repeats, one on
+  a refusing rule attempts. A new TCP connection must begin with a SYN; everything else that
   belongs to no connection meets `invalid` or `stray`, so that it never looks like an attempt.
 * `ct mark set N` lets connection tracking give packets and bytes per rule (`marks`). `log group 5` with the rule's id
   as prefix names the deciding rule for every first packet; `queue-threshold 1` makes the kernel deliver at once.
@@ -87,7 +88,11 @@ class Nft(Renderer):
         for overlay in newest_first(overlays):
             lines += _overlay_lines(overlay, addresses)
         lines.append('ct state established,related accept comment "established"')
-        lines.append(f'ct state invalid counter name {counter_name(INVALID_RULE)} drop comment "{INVALID_RULE}"')
+        lines.append('ct state new ct mark != 0 accept comment "repeated SYN of an allowed connection"')
+        lines.append(
+            f"ct state invalid counter name {counter_name(INVALID_RULE)} {_log(INVALID_RULE)} drop "
+            f'comment "{INVALID_RULE}"'
+        )
         number = {rule_id: mark for mark, rule_id in marks(policy).items()}
         for rule in policy.rules:
             lines += _rule_lines(rule, addresses, number.get(rule.id))

@@ -55,6 +55,7 @@ TCP_STATES = (
     "CLOSE",
     "SYN_SENT2",
 )
+_OPENED = frozenset({"ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"})
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 _NUMBERS = {name: value for value, name in _PROTOCOLS.items()}
 
@@ -72,10 +73,10 @@ class Entry:
     dport: int
     state: str | None = None
     mark: int | None = None
-    packets_out: int | None = None
-    bytes_out: int | None = None
-    packets_in: int | None = None
-    bytes_in: int | None = None
+    packets_orig: int | None = None
+    bytes_orig: int | None = None
+    packets_reply: int | None = None
+    bytes_reply: int | None = None
     start: int | None = None
     stop: int | None = None
 
@@ -87,9 +88,10 @@ class Entry:
 
 @dataclass(slots=True)
 class Flow:
-    """One tracked flow. Times are UTC in ns; `out` is initiator to responder, `in` the way back; bytes are IP bytes.
+    """One tracked flow. Times are UTC in ns; `orig` is initiator to responder, `reply` the way back; bytes are IP bytes.
 
-    `stop` is set when the kernel forgot the flow, None while it still tracks it (also in TIME_WAIT).
+    `history` holds (time of reading, state) in order. `stop` is set when the kernel forgot the flow, None while it still
+    tracks it (also in TIME_WAIT).
     """
 
     proto: str
@@ -98,38 +100,41 @@ class Flow:
     sport: int
     dport: int
     mark: int | None = None
-    states: list[tuple[int, str]] = field(default_factory=list)
-    packets_out: int = 0
-    bytes_out: int = 0
-    packets_in: int = 0
-    bytes_in: int = 0
+    history: list[tuple[int, str]] = field(default_factory=list)
+    packets_orig: int = 0
+    bytes_orig: int = 0
+    packets_reply: int = 0
+    bytes_reply: int = 0
     start: int | None = None
     stop: int | None = None
 
     @property
     def state(self) -> str | None:
         """The last state seen."""
-        return self.states[-1][1] if self.states else None
+        return self.history[-1][1] if self.history else None
+
+    @property
+    def states(self) -> list[str]:
+        """Names of the states in the order in which they were seen."""
+        return [state for _, state in self.history]
 
     @property
     def established(self) -> bool:
         """True when both sides have spoken: the three-way handshake of TCP, a reply for other protocols."""
         if self.proto == "tcp":
-            return any(
-                state in ("ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT") for _, state in self.states
-            )
-        return self.packets_in > 0
+            return not _OPENED.isdisjoint(self.states)
+        return self.packets_reply > 0
 
     @property
     def bytes(self) -> int:
         """IP bytes both ways."""
-        return self.bytes_out + self.bytes_in
+        return self.bytes_orig + self.bytes_reply
 
     def learn(self, entry: Entry, now: int) -> None:
         """Adds what a message tells."""
         if entry.state is not None and entry.state != self.state:
-            self.states.append((now, entry.state))
-        for name in ("mark", "start", "stop", "packets_out", "bytes_out", "packets_in", "bytes_in"):
+            self.history.append((now, entry.state))
+        for name in ("mark", "start", "stop", "packets_orig", "bytes_orig", "packets_reply", "bytes_reply"):
             value = getattr(entry, name)
             if value is not None:
                 setattr(self, name, value)
@@ -137,7 +142,7 @@ class Flow:
             self.stop = now
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields; `states` as [[utc, state], …]."""
+        """For JSON: the fields, the last `state`, the names of all `states`, and `history` as [[utc, state], …]."""
         return {
             "proto": self.proto,
             "src": self.src,
@@ -146,11 +151,12 @@ class Flow:
             "dport": self.dport,
             "mark": self.mark,
             "state": self.state,
-            "states": [list(pair) for pair in self.states],
-            "packets_out": self.packets_out,
-            "bytes_out": self.bytes_out,
-            "packets_in": self.packets_in,
-            "bytes_in": self.bytes_in,
+            "states": self.states,
+            "history": [list(pair) for pair in self.history],
+            "packets_orig": self.packets_orig,
+            "bytes_orig": self.bytes_orig,
+            "packets_reply": self.packets_reply,
+            "bytes_reply": self.bytes_reply,
             "start": self.start,
             "stop": self.stop,
         }
@@ -181,10 +187,10 @@ def parse(message: Message) -> Entry | None:
         dport=number(proto.get(_PROTO_DST_PORT)) or 0,
         state=_tcp_state(found),
         mark=number(found.get(_MARK)),
-        packets_out=out[0],
-        bytes_out=out[1],
-        packets_in=back[0],
-        bytes_in=back[1],
+        packets_orig=out[0],
+        bytes_orig=out[1],
+        packets_reply=back[0],
+        bytes_reply=back[1],
         start=number(stamps.get(_START)),
         stop=number(stamps.get(_STOP)),
     )
@@ -268,7 +274,9 @@ class FlowReader:
         return self.lost == 0
 
     async def start(self, path: Path | None = None, *, earlier: bool = False) -> None:
-        """Subscribes to events; with `path`, each is appended there as a JSON line.
+        """Subscribes to events; with `path`, each flow is appended there as a JSON line when it ends, the rest by `stop`.
+
+        A last line `{"lost": n}` says that events were lost.
 
         Raises:
             OSError: the kernel refuses.
@@ -314,6 +322,9 @@ class FlowReader:
         asyncio.get_running_loop().remove_reader(self._socket)
         try:
             found = await self.refresh()
+            self._write(*(flow.to_dict() for flow in self._flows.values()))
+            if self.lost:
+                self._write({"lost": self.lost})
         finally:
             self._socket.close()
             self._socket = None
@@ -339,7 +350,6 @@ class FlowReader:
             entry = parse(message)
             if entry is not None:
                 self._learn(entry, now)
-                self._write(entry, now)
         return True
 
     def _learn(self, entry: Entry, now: int) -> None:
@@ -354,12 +364,11 @@ class FlowReader:
         flow.learn(entry, now)
         if entry.event == "destroy":
             self._ended.append(self._flows.pop(entry.key))
+            self._write(flow.to_dict())
         if self._on_entry is not None:
             self._on_entry(entry)
 
-    def _write(self, entry: Entry, now: int) -> None:
-        if self._file is None:
-            return
-        known = {name: getattr(entry, name) for name in entry.__slots__ if getattr(entry, name) is not None}
-        self._file.write(json.dumps({"utc": now, **known}, separators=(",", ":")) + "\n")
-        self._file.flush()
+    def _write(self, *records: dict[str, Any]) -> None:
+        if self._file is not None and records:
+            self._file.write("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+            self._file.flush()

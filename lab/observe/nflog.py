@@ -43,7 +43,8 @@ class LogRecord:
     """One logged packet.
 
     `utc` ns (the kernel's time stamp, else the time of reading), `prefix` the rule id, `inside`/`outside` names of the
-    interface it came in by and would leave by, `mark` the connection's mark (None when there is none), `flags` of TCP
+    interface it came in by and would leave by, `mark` the connection's mark if this
+    kernel hands it to the log, else the packet's (None when there is none; the prefix is the sure way to the rule), `flags` of TCP
     such as "SYN". Ports are 0 where the protocol has none; src and dst are empty for what is not IPv4.
     """
 
@@ -74,7 +75,8 @@ def parse(message: Message, interface: Callable[[int | None], str], now: int) ->
     found = attributes(message.body)
     stamp = found.get(_TIMESTAMP)
     seconds, micros = struct.unpack(">QQ", stamp) if stamp and len(stamp) == 16 else (0, 0)
-    mark = number(attributes(found[_CT]).get(_CTA_MARK)) if _CT in found else None
+    tracked = attributes(found[_CT]).get(_CTA_MARK) if _CT in found else None
+    mark = number(tracked) or number(found.get(_MARK))
     proto, src, dst, sport, dport, flags, length = _headers(found.get(_PAYLOAD, b""))
     record = LogRecord(
         utc=seconds * 10**9 + micros * 1000 if seconds else now,
@@ -136,7 +138,8 @@ class LogReader:
         return self.lost == 0
 
     async def start(self, path: Path | None = None) -> None:
-        """Binds the group and begins to read; with `path`, each record is appended there as a JSON line.
+        """Binds the group and begins to read; with `path`, each record is appended there as a JSON line; a last
+        line `{"lost": n}` says that records were lost.
 
         Raises:
             OSError: the kernel refuses (EBUSY or EPERM: another reader holds the group).
@@ -189,6 +192,8 @@ class LogReader:
         self._socket.close()
         self._socket = None
         if self._file is not None:
+            if self.lost:
+                self._file.write(json.dumps({"lost": self.lost}) + "\n")
             self._file.close()
             self._file = None
         for queue in self._queues:

@@ -9,7 +9,7 @@ new ones only, and are data (`Overlay`), so that the oracle predicts with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from lab.realise.nft_errors import FirewallFailed, FirewallMissing, PolicyInvali
 from lab.realise.nft_library import NftLibrary
 from lab.realise.nft_requests import WITH, Target, allowed_everywhere
 
-SHOW_SCHEMA = "vadplab.firewall/1"
+Listener = Callable[[tuple[Overlay, ...]], None]
 # Bytes and times per flow; a packet in the middle of a connection never opens one (it is `stray`).
 SETTINGS = {
     "netfilter/nf_conntrack_acct": "1",
@@ -86,6 +86,7 @@ class Firewall:
         self._counters: dict[str, str] | None = None
         self._made = 0
         self._change = asyncio.Lock()
+        self._listeners: list[Listener] = []
 
     @property
     def policy(self) -> Policy:
@@ -111,6 +112,11 @@ class Firewall:
     def overlays(self) -> tuple[Overlay, ...]:
         """Live changes in the order in which they were made."""
         return self._overlays
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener(overlays)` after every change of the overlays; returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def marks(self) -> dict[int, str]:
         """{connection mark: rule id} of the rules in force."""
@@ -268,7 +274,11 @@ class Firewall:
         except RuleError as exc:
             raise PolicyInvalid(f"policy {policy.name}: {exc}") from exc
         await self._nft.run(text)
+        changed = overlays != self._overlays
         self._policy, self._addresses, self._overlays, self._counters = policy, addresses, overlays, names
+        if changed:
+            for listener in list(self._listeners):
+                listener(overlays)
 
     async def _present(self) -> list[str]:
         """Counters that the table has: ours, or left by whoever ran here before."""

@@ -14,8 +14,10 @@ import pytest
 from firewall_rules.load import load_policy
 from firewall_rules.model import Policy
 from firewall_rules.verdict import Verdict
+from lab.observe.conntrack import FlowReader
 from lab.realise.firewall import Firewall, Target
 from lab.realise.nft_errors import FirewallMissing, PolicyInvalid, RequestInvalid, TargetUnknown
+from lab.realise.nft_library import NftLibrary
 from tests.lab.realise.routed import CLIENT, OTHER, SERVER, WORLD, Routed, needs_root, routed
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(needs_root, reason="namespaces need root")]
@@ -283,5 +285,39 @@ def test_without_a_policy_there_is_nothing_to_show() -> None:
         with pytest.raises(FirewallMissing):
             await firewall.block(Target(row="H5"))
         await firewall.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_repeated_syn_is_counted_once() -> None:
+    async def scenario() -> None:
+        async with firewalled() as (world, firewall):
+            # The responder is there but silent: the client repeats its SYN after a second.
+            silent = NftLibrary(world.namespaces[SERVER])
+            await silent.run(
+                "table inet quiet { chain in { type filter hook input priority 0; tcp dport 902 drop; }; }"
+            )
+            reader = FlowReader(world.router)
+            await reader.start()
+            assert await world.connect(CLIENT, SERVER, 902, deadline=1.6) == "timed out"
+            (flow,) = await reader.stop()
+            assert flow.packets_orig >= 2, "the SYN was repeated and forwarded"
+            assert (await firewall.counters())["H5"].packets == 1
+            await silent.close()
+
+    asyncio.run(scenario())
+
+
+def test_listeners_hear_of_every_change_of_the_overlays() -> None:
+    async def scenario() -> None:
+        async with firewalled() as (_, firewall):
+            heard: list[list[str]] = []
+            stop = firewall.subscribe(lambda overlays: heard.append([o.id for o in overlays]))
+            await firewall.control("block", {"row": "H5", "with": "icmp"})
+            await firewall.control("block", {"from": "proxy-1", "to": "repository-1", "port": "2500-3300"})
+            await firewall.control("allow", {"row": "H5"})
+            stop()
+            await firewall.control("reset", {})
+            assert heard == [["block-1"], ["block-1", "block-2"], ["block-2"]]
 
     asyncio.run(scenario())
