@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from firewall_rules.load import load_policy
 from lab import topology
 from lab.cli.options import Json, new_lab
 from lab.cli.output import Out
@@ -53,6 +54,8 @@ def up(
     lab = new_lab(context)
     file = topology.find(topology_file).absolute()
     topology.load(file)
+    if policy is not None:
+        load_policy(policy)
     launch = Launch(
         topology=file,
         policy=policy.absolute() if policy and policy.exists() else policy,

@@ -127,11 +127,10 @@ def _settings(values: dict[str, str]) -> None:
             raise PowerMissing(f"the kernel refuses {key} = {value}: {exc.strerror}") from exc
 
 
-def build(topology: Topology, namespaces: Namespaces) -> None:
-    """Makes every host's namespace and every link of a topology, and waits until each link end is up."""
+def create_hosts(topology: Topology, namespaces: Namespaces) -> None:
+    """Makes every host's namespace, without links."""
     for name in topology.hosts:
         namespaces.create(name, router=name == topology.router)
-    plug(topology.links(), namespaces, topology.router)
 
 
 def plug(links: list[Link], namespaces: Namespaces, router: str, first_index: int = FIRST_ROUTER_INDEX) -> None:

@@ -25,6 +25,7 @@ from firewall_rules.errors import RuleError
 from lab.errors import ControlFailed, HostUnknown, LabFailed, ProcessFailed, exit_status, of_rules
 from lab.realise import kernel, mounts, zygote
 from lab.realise.control import ControlServer, Request
+from lab.realise.firewall import Firewall
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
 from lab.realise.netns import Namespaces
@@ -77,7 +78,7 @@ class Supervisor:
         self.fabric = mounts.FABRIC
         self.started = time.time()
         self.ending = asyncio.Event()
-        self.failure: str | None = None
+        self.firewall: Firewall | None = None
         self.facts: dict[str, Any] = {}
         self._families: dict[str, Controlled] = {}
         self._closers: list[Callable[[], Awaitable[None]]] = []
