@@ -17,6 +17,7 @@ from engine.errors import VadplabError
 from lab.errors import exit_status
 
 ERROR_SCHEMA = "vadplab.error/1"
+PIPE_WIDTH = 240
 
 
 class Out:
@@ -25,6 +26,8 @@ class Out:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = PIPE_WIDTH  # a reader that is no terminal wants whole lines
         self.notices = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def document(self, schema: str, document: dict[str, Any]) -> None:
