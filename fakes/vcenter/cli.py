@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""`vadplab fake vcenter`: the gateway with its vcsim, alone on loopback or as the lab starts it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from pyVmomi import vmodl
+
+from fakes.core import inventory
+from fakes.core.daemon import die_with_parent, ready, until_signal
+from fakes.core.fabric import FabricError
+from fakes.vcenter import certificate, source
+from fakes.vcenter.gateway import Gateway, Settings
+from fakes.vcenter.simulator import SimulatorFailed
+
+BAD_INPUT, MISSING = 2, 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vadplab fake vcenter",
+        description="A vCenter: stock vcsim behind a gateway. Prints its URL on the first line; ends on SIGTERM.",
+        epilog="What follows -- is given to vcsim (only without --inventory), for example -- -dc 1 -vm 2.",
+    )
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="ADDRESS:PORT", help="port 0 picks one")
+    parser.add_argument("--inventory", type=Path, metavar="FILE", help="what to show (default: vcsim's own model)")
+    parser.add_argument("--fabric", type=Path, metavar="FOLDER", help="where storage and hosts answer")
+    parser.add_argument("--certificate", type=Path, metavar="PEM", help="certificate and key (default: self-signed)")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="one JSON object a SOAP call")
+    parser.add_argument("--state", type=Path, metavar="FOLDER", help="for vcsim's stub files (default: temporary)")
+    parser.add_argument("--vcsim", metavar="WHAT", help="a path, or path, docker, built (default: the first there is)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where a built vcsim is kept")
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vadplab fake vcenter: {message}", file=sys.stderr)
+    return code
+
+
+def main(argv: list[str]) -> int:
+    """Runs until SIGTERM. Exit codes: 0 ended, 1 failed, 2 bad input, 3 something needed is missing."""
+    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    try:
+        options = _parser().parse_args(own)
+    except SystemExit as exc:
+        return int(exc.code or 0)
+    host, colon, port = options.listen.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        return _fail(f"--listen {options.listen}: not ADDRESS:PORT", BAD_INPUT)
+    if flags and options.inventory:
+        return _fail("flags for vcsim and --inventory exclude each other", BAD_INPUT)
+    shown = None
+    if options.inventory:
+        try:
+            shown = inventory.load(options.inventory)
+        except (OSError, ValueError) as exc:
+            return _fail(f"--inventory {options.inventory}: {exc}", BAD_INPUT)
+    for name in ("certificate", "fabric"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            return _fail(f"--{name} {path}: not there", BAD_INPUT)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        found = source.locate(options.vcsim, options.cache or source.default_cache())
+    except source.VcsimMissing as exc:
+        return _fail(str(exc), MISSING)
+    die_with_parent()
+    with tempfile.TemporaryDirectory(prefix="vcenter-") as folder:
+        pem = options.certificate
+        if pem is None:
+            pem = Path(folder) / "vcenter.pem"
+            certificate.make(pem, [host, "localhost"])
+        username = shown.username.partition("@")[0] if shown else "administrator"
+        settings = Settings(
+            source=found,
+            certificate=pem,
+            inventory=shown,
+            fabric=options.fabric,
+            journal=options.journal,
+            state=options.state or Path(folder) / "state",
+            flags=flags,
+            username=username,
+            password=shown.password if shown else "VMware1!",
+        )
+        return asyncio.run(_serve(Gateway(settings), host, int(port), shown is None))
+
+
+async def _serve(gateway: Gateway, host: str, port: int, alone: bool) -> int:
+    try:
+        address, port = await gateway.start(host, port)
+    except OSError as exc:
+        return _fail(f"{host}:{port}: {exc.strerror or exc}", BAD_INPUT)
+    except (SimulatorFailed, FabricError, vmodl.MethodFault) as exc:
+        return _fail(f"the inventory can not be built: {exc}", 1)
+    settings = gateway.settings
+    ready(f"https://{address}:{port}/sdk")
+    ready(f"user {settings.username}@vsphere.local, password {settings.password}" if alone else "inventory loaded")
+    print(settings.source.describe(), file=sys.stderr, flush=True)
+    try:
+        await until_signal()
+    finally:
+        await gateway.stop()
+    return 0

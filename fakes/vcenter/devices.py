@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The one lever on a VM of vcsim: typed `SET.` options (vcsim reference sections 10 and 11), for the gateway alone.
+
+An unknown path or a value of a wrong type ends vcsim, so every path stands here, and clients' own `SET.` keys never
+reach it (`guard`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from pyVmomi import vim
+
+from fakes.core.inventory import VirtualMachine
+from fakes.vcenter.http import Headers
+from fakes.vcenter.world import World
+
+STUB_DEADLINE = 30.0
+
+ALLOWED = (
+    "config.hardware.device",
+    "layoutEx.snapshot",
+    "runtime.consolidationNeeded",
+    "config.guestFullName",
+    "guest.",
+    "summary.guest.",
+)
+
+
+async def assign(world: World, vm: Any, values: dict[str, Any]) -> None:
+    """Sets properties of a VM by path. Raises vmodl.MethodFault, UpstreamGone."""
+    for path in values:
+        if not path.startswith(ALLOWED):
+            raise ValueError(f"{path} is not among the paths that may be set")
+    options = [vim.option.OptionValue(key=f"SET.{path}", value=value) for path, value in values.items()]
+    task = await world.admin.call(vm, "ReconfigVM_Task", spec=vim.vm.ConfigSpec(extraConfig=options))
+    world.sanitiser.hidden.add(task._moId.encode())
+    await world.admin.finished(task)
+
+
+def _backing(template: Any, path: str, parent: Any) -> Any:
+    # a delta of our storage keeps the identity of the disk; only its file differs
+    return vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+        fileName=path,
+        datastore=template.datastore,
+        diskMode=template.diskMode or "persistent",
+        thinProvisioned=template.thinProvisioned if parent is None else True,
+        writeThrough=bool(template.writeThrough),
+        uuid=template.uuid,
+        contentId=template.contentId,
+        changeId=template.changeId if parent is None else None,
+        deltaDiskFormat=None if parent is None else "redoLogFormat",
+        parent=parent,
+    )
+
+
+async def set_chains(world: World, vm: Any, chains: dict[int, list[str]]) -> None:
+    """Makes disks show these files: `chains` maps a device key to paths, base first; the last is the disk's own."""
+    devices = (await world.admin.properties(vm, "config.hardware.device"))["config.hardware.device"]
+    changed = False
+    for device in devices:
+        chain = chains.get(device.key)
+        if not isinstance(device, vim.vm.device.VirtualDisk) or not chain or _files(device.backing) == chain:
+            continue
+        backing = None
+        for path in chain:
+            backing = _backing(device.backing, path, backing)
+        device.backing = backing
+        changed = True
+    if changed:
+        await assign(world, vm, {"config.hardware.device": vim.vm.device.VirtualDevice.Array(devices)})
+
+
+def _files(backing: Any) -> list[str]:
+    chain: list[str] = []
+    while backing is not None:
+        chain.insert(0, backing.fileName)
+        backing = backing.parent
+    return chain
+
+
+async def pin_layout(world: World, vm: Any) -> None:
+    """Keeps vcsim from deleting a wrong file at the next removal: no snapshot's layout names a file (section 9)."""
+    layouts = (await world.admin.properties(vm, "layoutEx.snapshot")).get("layoutEx.snapshot") or []
+    if all(layout.dataKey == -1 for layout in layouts):
+        return
+    for layout in layouts:
+        layout.dataKey = layout.memoryKey = -1
+    array = vim.vm.FileLayoutEx.SnapshotLayout.Array(layouts)
+    await assign(world, vm, {"layoutEx.snapshot": array})
+
+
+async def remember_stubs(world: World, datacenter: str, vm: VirtualMachine) -> None:
+    """Keeps the descriptors that vcsim made for a VM, to put them back should one vanish."""
+    for index in range(len(vm.disks)):
+        query = urlencode({"dcPath": datacenter, "dsName": vm.datastore})
+        target = f"/folder/{quote(vm.disk_file(index))}?{query}"
+        answer = await world.upstream.request("GET", target, Headers(), b"", STUB_DEADLINE)
+        if answer.status == 200:
+            world.stubs[target] = answer.body
+
+
+async def restore_stubs(world: World) -> None:
+    """Puts back descriptors that vcsim has lost: a later edit of the VM would fail without them (section 9)."""
+    for target, text in world.stubs.items():
+        answer = await world.upstream.request("HEAD", target, Headers(), b"", STUB_DEADLINE)
+        if answer.status == 404:
+            await world.upstream.request("PUT", target, Headers(), text, STUB_DEADLINE)

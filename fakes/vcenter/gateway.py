@@ -1,0 +1,538 @@
+# SPDX-License-Identifier: MIT
+"""The gateway: an HTTPS reverse proxy in front of a vcsim of its own, answering what vcsim lacks or would do wrongly.
+
+One class for both views. `Gateway(view="vcenter", …)` serves a vCenter, `Gateway(view="host", host=NAME, …)` the same
+inventory as that ESXi host shows it on its own 443. `start` gives the address, `stop` leaves nothing behind. Bytes and
+the client's own cookie pass through; only calls with a handler are decoded. Requests that come while vcsim is being
+rebuilt wait, and get a 503 when that takes too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import shutil
+import ssl
+import tempfile
+import uuid
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from pyVmomi import vim, vmodl
+
+from fakes.core.fabric import FabricError, serve
+from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
+from fakes.vcenter import builder, devices, guard, simulator, soap, tasks
+from fakes.vcenter.admin import AdminSession
+from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
+from fakes.vcenter.guest import GuestOperations
+from fakes.vcenter.http import Headers, Reply, Request
+from fakes.vcenter.journal import Journal
+from fakes.vcenter.keeper import Keeper, NotReady
+from fakes.vcenter.nfc import VERSIONS, NfcService
+from fakes.vcenter.sanitise import Sanitiser
+from fakes.vcenter.server import HttpsServer
+from fakes.vcenter.snapshots import Snapshots
+from fakes.vcenter.source import VcsimSource
+from fakes.vcenter.storage import Storage
+from fakes.vcenter.upstream import Upstream, UpstreamGone
+from fakes.vcenter.world import World
+
+_log = logging.getLogger(__name__)
+_FAULT = re.compile(rb"<\w+Fault(?:\s[^>]*)?\sxsi:type=\"(\w+)\"")
+_SOAP_PATHS = ("/sdk", "/sdk/", "/sdk/vimService")
+FAMILY_NAMES = builder.FAMILIES  # a guest may report `linux` or `linuxGuest`
+API_VERSION = "8.0.3.0"
+READY_DEADLINE = 30.0
+TRANSFER_DEADLINE = 3600.0
+STALLED = 300.0  # seconds that a client may leave a part of a body untaken
+
+
+@dataclass
+class Settings:
+    """What a gateway presents and where it keeps things.
+
+    `flags`: further flags of vcsim (alone, without an inventory). `state`: a folder for vcsim's stubs; None = temporary.
+    """
+
+    source: VcsimSource
+    certificate: Path
+    inventory: Inventory | None = None
+    view: Literal["vcenter", "host"] = "vcenter"
+    host: str | None = None
+    fabric: Path | None = None
+    journal: Path | None = None
+    state: Path | None = None
+    flags: Sequence[str] = ()
+    username: str = "administrator"
+    password: str = "VMware1!"
+
+
+@dataclass
+class _Address:
+    host: str = ""
+    port: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.host if self.port == 443 else f"{self.host}:{self.port}"
+
+
+@dataclass
+class Gateway:
+    """See the module. Attributes that other rooms read: `storage`, `owns_tasks`."""
+
+    settings: Settings
+    storage: Storage | None = field(init=False, default=None)
+    owns_tasks: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        inventory = settings.inventory
+        self.owns_tasks = settings.view == "vcenter"
+        if settings.view == "host" and (inventory is None or settings.host not in {h.name for h in inventory.hosts}):
+            raise ValueError(f"the host view needs an inventory that has the host {settings.host}")
+        self._vms = {vm.name: vm for vm in (inventory.vms if inventory else []) if self._shows(vm)}
+        if settings.fabric is not None and inventory is not None:
+            self.storage = Storage(settings.fabric)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._address = _Address()
+        self._journal = Journal(settings.journal)
+        self._state: Path | None = None
+        self._lives = 0
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._fabric_server: asyncio.Server | None = None
+        self.guest = GuestOperations()
+        self._snapshots = Snapshots(self)
+        self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
+        self._handlers: dict[str, Handler] = {
+            "Fetch": self._fetch,
+            **dict.fromkeys(guard.EXCLUSIVE, self._exclusive),
+            **self._snapshots.handlers(),
+            **self._nfc.handlers(),
+            **self.guest.handlers(),
+        }
+        self._keeper = Keeper(self._make_world, self._lost)
+        self._server: HttpsServer | None = None
+
+    def _shows(self, vm: VirtualMachine) -> bool:
+        return self.settings.view == "vcenter" or vm.host == self.settings.host
+
+    def _hosts(self) -> dict[str, EsxiHost]:
+        return {host.name: host for host in (self.settings.inventory.hosts if self.settings.inventory else [])}
+
+    # life
+
+    async def start(self, address: str, port: int) -> tuple[str, int]:
+        """Starts vcsim, builds the inventory and serves; returns the address it listens on.
+
+        Raises:
+            OSError: the port is taken, or the certificate can not be read. SimulatorFailed, FabricError,
+            vmodl.MethodFault: the inventory could not be built.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.settings.certificate)
+        self._server = HttpsServer(self.handle, context)
+        if self.settings.state is None:
+            self._state = Path(tempfile.mkdtemp(prefix="vcenter-"))
+        else:
+            self._state = self.settings.state
+            self._state.mkdir(parents=True, exist_ok=True)
+        try:
+            host, port = await self._server.start(address, port)
+            self._address = _Address(host, port)
+            await self._keeper.start()
+            if self.settings.fabric is not None and self.settings.view == "vcenter":
+                self._fabric_server = await serve(self.settings.fabric / "vcenter.sock", self.reported)
+        except BaseException:
+            await self.stop()
+            raise
+        return host, port
+
+    async def stop(self) -> None:
+        """Ends serving, background work and vcsim; removes what was temporary."""
+        if self._server is not None:
+            await self._server.stop()
+        if self._fabric_server is not None:
+            self._fabric_server.close()
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background, timeout=10)
+        await self._keeper.stop()
+        self._journal.close()
+        if self._state is not None and self.settings.state is None:
+            await asyncio.to_thread(shutil.rmtree, self._state, ignore_errors=True)
+
+    def _lost(self, reason: str) -> None:
+        _log.warning("%s; building it anew", reason)
+        self._journal.write(None, "vcsim", "", None, "lost", {"reason": reason})
+
+    async def _make_world(self) -> World:
+        assert self._state is not None
+        settings, inventory = self.settings, self.settings.inventory
+        self._lives += 1
+        flags = ["-api-version", API_VERSION]
+        if inventory is None:
+            flags += settings.flags
+        elif settings.view == "host":
+            flags += ["-esx", "-vm", "0", "-ds", "0"]
+        else:
+            flags += ["-dc", "0"]
+        if settings.source.executable is None:
+            raise simulator.SimulatorFailed(f"{settings.source.describe()}: only the lab's launcher starts containers")
+        stubs = self._state / f"stubs-{self._lives}"
+        await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
+        child = await simulator.start(
+            settings.source.executable, flags, settings.username, settings.password, self._state
+        )
+        upstream = Upstream(child.host, child.port)
+        world = World(child, upstream, AdminSession(upstream), Sanitiser())
+        try:
+            await world.admin.login(settings.username, settings.password)
+            await self._prepare(world)
+            if inventory is not None:
+                await self._build(world, inventory, stubs)
+        except BaseException:
+            await world.close()
+            raise
+        return world
+
+    async def _prepare(self, world: World) -> None:
+        admin, about = world.admin, world.admin.content.about
+        public = self._address.text
+        replace = {f"{world.upstream.host}:{world.upstream.port}".encode(): public.encode()}
+        replace[b"<managementServerIp>127.0.0.1</managementServerIp>"] = (
+            f"<managementServerIp>{self._address.host}</managementServerIp>".encode()
+        )
+        if about.instanceUuid:
+            stable = uuid.uuid5(uuid.NAMESPACE_URL, f"https://{public}/sdk")
+            replace[about.instanceUuid.encode()] = str(stable).encode()
+        if self.settings.view == "host":
+            assert self.settings.host is not None
+            replace[b"localhost.localdomain"] = self.settings.host.encode()
+            address = self._hosts()[self.settings.host].address
+            replace[b"<ipAddress>127.0.0.1</ipAddress>"] = f"<ipAddress>{address}</ipAddress>".encode()
+        world.sanitiser.replace = replace
+        # leases name the gateway in their URLs (vcsim reference section 13)
+        option = vim.option.OptionValue(key="vcsim.server.url", value=f"https://{public}/sdk")
+        await admin.call(admin.content.setting, "UpdateOptions", changedValue=[option])
+        if self.owns_tasks:
+            await tasks.announce(admin)
+
+    async def _build(self, world: World, inventory: Inventory, stubs: Path) -> None:
+        if self.settings.view == "host":
+            assert self.settings.host is not None
+            world.places = await builder.build_host(world.admin, inventory, self._hosts()[self.settings.host], stubs)
+        else:
+            world.places = await builder.build_vcenter(world.admin, inventory, stubs)
+        for vm in self._vms.values():
+            async with self.lock(vm.name):
+                state = await self.storage.ensure(vm) if self.storage is not None else None
+                on = state.power_on if state is not None and self._lives > 1 else vm.power == "on"
+                vm_now = vm.model_copy(update={"power": "on" if on else "off"})
+                reference = await builder.build_vm(world.admin, world.places, vm_now)
+                await devices.remember_stubs(world, self._datacenter(), vm)
+                await devices.assign(world, reference, guest_defaults(vm))
+                if vm.name in self._reports:
+                    await devices.assign(world, reference, guest_report(vm, self._reports[vm.name]))
+                if self.storage is not None and state is not None:
+                    if state.power_on != on and self.settings.view == "vcenter":
+                        await self.storage.power(vm, on)
+                    await self._snapshots.replay(world, vm, state)
+
+    def _datacenter(self) -> str:
+        inventory = self.settings.inventory
+        return "ha-datacenter" if self.settings.view == "host" or inventory is None else inventory.datacenter
+
+    # what the rooms need (snapshots.Owner)
+
+    def lock(self, vm: str) -> asyncio.Lock:
+        """The lock of a VM, by its name (or its reference when the inventory does not hold it)."""
+        return self._locks.setdefault(vm, asyncio.Lock())
+
+    def vm(self, name: str) -> VirtualMachine | None:
+        """A VM of the inventory, as far as this view shows it."""
+        return self._vms.get(name)
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Runs work that outlives its request; `stop` ends it."""
+        task = asyncio.ensure_future(_run(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def note(self, context: Context, method: str, status: int | None, fault: str | None, detail: Any) -> None:
+        """A further journal entry about a call."""
+        self._journal.write(context.client, method, context.call.this, status, fault, detail)
+
+    async def world(self) -> World:
+        """The living world. Raises NotReady."""
+        return await self._keeper.current(READY_DEADLINE)
+
+    # what hosts and guests report over the fabric
+
+    async def reported(self, method: str, params: dict[str, Any]) -> Any:
+        """`tools.report` and `vm.power` of `vcenter.sock`. Raises FabricError."""
+        vm = self._vms.get(str(params.get("vm")))
+        if vm is None:
+            raise FabricError("not-found", f"no VM named {params.get('vm')}")
+        if method not in ("tools.report", "vm.power"):
+            raise FabricError("unknown-method", method)
+        world = await self.world()
+        reference = world.places.vms[vm.name]
+        async with self.lock(vm.name):
+            try:
+                if method == "tools.report":
+                    self._reports[vm.name] = params
+                    await devices.assign(world, reference, guest_report(vm, params))
+                else:
+                    await self._set_power(world, vm, reference, bool(params["on"]))
+            except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
+                raise FabricError("failed", f"{method}: {exc}") from exc
+        return None
+
+    async def _set_power(self, world: World, vm: VirtualMachine, reference: Any, on: bool) -> None:
+        state = (await world.admin.properties(reference, "runtime.powerState")).get("runtime.powerState")
+        if (state == "poweredOn") != on:
+            task = await world.admin.call(reference, "PowerOnVM_Task" if on else "PowerOffVM_Task")
+            await world.admin.finished(task)
+        if not on:
+            self._reports.pop(vm.name, None)
+            await devices.assign(world, reference, guest_defaults(vm))
+        if self.storage is not None:
+            await self.storage.power(vm, on)
+
+    # requests
+
+    async def handle(self, request: Request) -> Reply:
+        """One request of a client."""
+        path = request.path
+        try:
+            if path in _SOAP_PATHS and request.method == "POST":
+                return await self._soap(request)
+            if path == "/sdk/nfcServiceVersions.xml" and request.method in ("GET", "HEAD"):
+                return Reply.xml(200, VERSIONS)
+            if path.startswith(guard.HIDDEN_PATHS):
+                return Reply.text(404, "not found")
+            world = await self.world()
+            if path.startswith(guard.SESSION_PATHS):
+                if not await self._has_session(world, request):
+                    return Reply.text(401, "not logged in", ("WWW-Authenticate", 'Basic realm="VMware HTTP server"'))
+                if request.method not in ("GET", "HEAD", "PUT", "POST"):
+                    return Reply.text(501, f"{request.method} is not offered here")
+                if path.startswith("/folder") and (text := await self._stored_file(request)) is not None:
+                    return Reply(200, Headers([("Content-Type", "application/octet-stream")]), text)
+            return await self._pass(world, request)
+        except NotReady as exc:
+            return Reply.text(503, str(exc), ("Retry-After", "2"))
+        except UpstreamGone as exc:
+            return Reply.text(503, f"the service broke off: {exc}", ("Retry-After", "2"))
+        except TimeoutError:
+            return Reply.text(504, "no answer in time")
+
+    async def _has_session(self, world: World, request: Request) -> bool:
+        call = soap.Call(soap.VIM25, "Fetch", "SessionManager", "SessionManager")
+        try:
+            await Context(world, call, b"", request.headers, request.client).require_login()
+        except SoapFault:
+            return False
+        return True
+
+    async def _stored_file(self, request: Request) -> bytes | None:
+        """Text files (`.vmx`, descriptors) come from the storage, which has them as they are; vcsim has stubs."""
+        if self.storage is None or request.method not in ("GET", "HEAD"):
+            return None
+        names = parse_qs(urlsplit(request.target).query).get("dsName") or [""]
+        inventory = self.settings.inventory
+        if inventory is None or names[0] not in {store.name for store in inventory.datastores}:
+            return None
+        path = unquote(request.path.removeprefix("/folder")).strip("/")
+        if not path or path.endswith("/") or "/" not in path:
+            return None
+        try:
+            return await self.storage.read_text(names[0], path)
+        except FabricError as exc:
+            _log.warning("%s: %s", request.path, exc)
+            return None
+
+    async def _pass(self, world: World, request: Request) -> Reply:
+        """Passes a request that is not SOAP; both bodies are streamed."""
+        ready: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        parts: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=4)
+        has_body = not request.body.done
+
+        async def move() -> None:
+            try:
+                body = request.body if has_body else b""
+                async with world.upstream.exchange(
+                    request.method, request.target, request.headers, body, TRANSFER_DEADLINE
+                ) as (status, headers, stream):
+                    told = headers.get("content-length")
+                    length = int(told) if told and told.isdigit() else (0 if stream.done else None)
+                    ready.set_result(Reply(status, headers, _taken(parts), length=length))
+                    async for part in stream:
+                        await asyncio.wait_for(parts.put(part), STALLED)
+                    await parts.put(None)
+            except BaseException as exc:
+                if not ready.done():
+                    ready.set_exception(exc)
+                else:
+                    await parts.put(exc)
+
+        self.spawn(move())
+        return await ready
+
+    async def _soap(self, request: Request) -> Reply:
+        raw = await request.body.read(soap.MAX_REQUEST)
+        try:
+            call = soap.identify(raw)
+        except soap.MalformedRequest as exc:
+            self._journal.write(request.client, "", "", 500, "InvalidRequest")
+            return Reply.xml(500, soap.fault(vmodl.fault.InvalidRequest(), f"Malformed request: {exc}"))
+        context: Context | None = None
+        try:
+            context = Context(await self.world(), call, raw, request.headers, request.client)
+            guard.check_keys(call)
+            reply = await self._handlers.get(call.method, Context.forward)(context)
+            fault = None
+            if reply.status != 200 and isinstance(reply.body, bytes):
+                match = _FAULT.search(reply.body)
+                fault = match[1].decode() if match else None
+        except SoapFault as exc:
+            reply, fault = Reply.xml(500, soap.fault(exc.value, exc.message)), fault_name(exc.value)
+        except soap.MalformedRequest as exc:
+            reply = Reply.xml(500, soap.fault(vmodl.fault.InvalidRequest(), f"Malformed request: {exc}"))
+            fault = "InvalidRequest"
+        except vmodl.MethodFault as exc:
+            reply, fault = Reply.xml(500, soap.fault(exc)), fault_name(exc)
+        except (UpstreamGone, TimeoutError) as exc:
+            reply, fault = await self._broken(context, exc)
+        except NotReady as exc:
+            reply, fault = Reply.text(503, str(exc), ("Retry-After", "2")), None
+        self._journal.write(
+            request.client, call.method, call.this, reply.status, fault, context.detail if context else None
+        )
+        return reply
+
+    async def _broken(self, context: Context | None, exc: Exception) -> tuple[Reply, str | None]:
+        """vcsim gave no reply: 503 when it is gone, else a fault (it may have panicked, then it is replaced)."""
+        if isinstance(exc, UpstreamGone):
+            if context is not None:
+                self._keeper.suspect(context.world)
+            return Reply.text(503, "the service is being restarted", ("Retry-After", "2")), None
+        value = vmodl.fault.SystemError(reason="no answer in time")
+        return Reply.xml(500, soap.fault(value, "A general system error occurred: no answer in time")), "SystemError"
+
+    async def _fetch(self, context: Context) -> Reply:
+        return GuestOperations.auth_manager(context) or await context.forward()
+
+    async def _exclusive(self, context: Context) -> Reply:
+        """Forwards a task that changes a VM, keeping the VM's lock until it has ended; power is told to the storage."""
+        if context.call.this_type != "VirtualMachine":
+            return await context.forward()
+        name = context.world.places.vm_name(context.call.this_id) or context.call.this_id
+        lock = self.lock(name)
+        await lock.acquire()
+        handed_over = False
+        try:
+            reply = await context.forward()
+            body = reply.body if isinstance(reply.body, bytes) else b""
+            match = re.search(rb'<returnval[^>]*type="Task"[^>]*>([^<]+)<', body)
+            if reply.status == 200 and match:
+                self.spawn(self._follow(context, lock, vim.Task(match[1].decode(), None), name))
+                handed_over = True
+            return reply
+        finally:
+            if not handed_over:
+                lock.release()
+
+    async def _follow(self, context: Context, lock: asyncio.Lock, task: Any, name: str) -> None:
+        try:
+            await context.world.admin.finished(task, deadline=600)
+            on, vm = guard.POWER.get(context.call.method), self._vms.get(name)
+            if on is not None and vm is not None and self.storage is not None:
+                await self.storage.power(vm, on)
+        except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
+            _log.debug("%s: %s", context.call.method, exc)
+        except FabricError as exc:
+            _log.warning("%s of %s: storage: %s", context.call.method, name, exc)
+        finally:
+            lock.release()
+
+
+def guest_defaults(vm: VirtualMachine) -> dict[str, Any]:
+    """What a VM shows of its guest before its Tools have reported."""
+    family = builder.FAMILIES[vm.os]
+    return {
+        "guest.toolsStatus": "toolsNotRunning",
+        "guest.toolsVersionStatus2": "guestToolsUnmanaged",
+        "guest.toolsRunningStatus": "guestToolsNotRunning",
+        "guest.guestState": "notRunning",
+        "guest.guestFamily": family,
+        "guest.guestOperationsReady": False,
+        "summary.guest.toolsStatus": "toolsNotRunning",
+        "summary.guest.toolsRunningStatus": "guestToolsNotRunning",
+    }
+
+
+def guest_report(vm: VirtualMachine, report: dict[str, Any]) -> dict[str, Any]:
+    """What a VM shows after its Tools said `{running, hostname, addresses, family, full_name}`."""
+    if not report.get("running"):
+        return guest_defaults(vm)
+    addresses = [str(address) for address in report.get("addresses") or []]
+    family = str(report.get("family") or builder.FAMILIES[vm.os])
+    values: dict[str, Any] = {
+        "guest.toolsStatus": "toolsOk",
+        "guest.toolsVersionStatus2": "guestToolsUnmanaged",
+        "guest.toolsRunningStatus": "guestToolsRunning",
+        "guest.guestState": "running",
+        "guest.guestFamily": FAMILY_NAMES.get(family, family),
+        "guest.guestFullName": str(report.get("full_name") or ""),
+        "guest.hostName": str(report.get("hostname") or ""),
+        "guest.guestOperationsReady": False,
+        "guest.toolsVersion": "12352",
+        "summary.guest.toolsStatus": "toolsOk",
+        "summary.guest.toolsRunningStatus": "guestToolsRunning",
+        "guest.net": vim.vm.GuestInfo.NicInfo.Array(
+            [
+                vim.vm.GuestInfo.NicInfo(
+                    network="VM Network",
+                    ipAddress=addresses,
+                    macAddress=builder.mac_address(vm),
+                    connected=True,
+                    deviceConfigId=4000,
+                    ipConfig=vim.net.IpConfigInfo(
+                        ipAddress=[
+                            vim.net.IpConfigInfo.IpAddress(ipAddress=a, prefixLength=24, state="preferred")
+                            for a in addresses
+                        ]
+                    ),
+                )
+            ]
+            if addresses
+            else []
+        ),
+    }
+    if addresses:
+        values["guest.ipAddress"] = addresses[0]
+        values["summary.guest.ipAddress"] = addresses[0]
+    return values
+
+
+async def _run(work: Awaitable[None]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+
+
+async def _taken(parts: asyncio.Queue[bytes | BaseException | None]) -> Any:
+    while (part := await parts.get()) is not None:
+        if isinstance(part, BaseException):
+            raise ConnectionResetError(str(part))
+        yield part

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""What vcsim's replies need before a strict client may see them (vcsim reference section 8.2); bytes in, bytes out.
+
+Replies are patched, never parsed and serialised anew, so that fields unknown to pyVmomi survive. Each rule names the
+defect that it mends.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+
+from pyVmomi import VmomiSupport
+
+from fakes.vcenter import soap
+
+# 8.2 #2: enumerations that vcsim sends empty since v0.53.0; pyVmomi can not read an empty enumeration.
+_EMPTY_ENUM = re.compile(rb"<(faultToleranceState|recordReplayState)(?:\s[^>]*)?(?:/>|></\1>)")
+# 8.2 #3: TaskInfo.name is the simulator's name, not the method's.
+_TASK_NAME = re.compile(rb'(<task type="Task">[^<]*</task>)<name>([^<]*)</name>')
+_TASK_NAME_VALUE = re.compile(rb"(<name>info\.name</name><val(?:\s[^>]*)?>)([^<]*)(</val>)")
+# 8.2 #4: TaskInfo.entity that is no ManagedEntity.
+_NO_ENTITY = re.compile(
+    rb'<entity type="(?:VirtualDiskManager|FileManager|HostDatastoreBrowser|TaskManager|HostStorageSystem'
+    rb'|OvfManager|ServiceInstance|VirtualMachineSnapshot|Task)">[^<]*</entity>'
+)
+_TASK_REFERENCE = re.compile(rb'<(\w+)(?=[^>]*\stype="Task")[^>]*>(task-[0-9]+)</\1>')
+_OWN_TASK = re.compile(rb'(<task type="Task">(task-[0-9]+)</task>)(?!<name>)')
+# The process behind us is neither the client's address nor the product's version.
+_SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
+_VERSION = re.compile(rb"<version>6\.5\.0</version><build>\d+</build>")
+_FULL_NAME = re.compile(rb"(<fullName>VMware (?:vCenter Server|ESXi)) 6\.5\.0 build-\d+")
+_SPECIAL = {"PowerOn": "PowerOnVM_Task", "PowerOff": "PowerOffVM_Task", "Suspend": "SuspendVM_Task"}
+_SPECIAL |= {"Reset": "ResetVM_Task", "RevertSnapshot": "RevertToCurrentSnapshot_Task"}
+
+
+@functools.cache
+def _task_methods() -> dict[str, str]:
+    """Lower-case method name without `_Task` → wsdl name, for all task methods of vim25."""
+    names = [
+        name for namespace, name in VmomiSupport._wsdlMethodMap if namespace == soap.VIM25 and name.endswith("_Task")
+    ]
+    return {name.removesuffix("_Task").lower(): name for name in names}
+
+
+def task_name(name: str) -> str | None:
+    """The wsdl name of the method behind one of vcsim's task names; None when there is none."""
+    return _SPECIAL.get(name) or _task_methods().get(name.removesuffix("_Task").lower())
+
+
+def _rename_info(match: re.Match[bytes]) -> bytes:
+    name = task_name(match[2].decode())
+    return match[1] + (f"<name>{name}</name>".encode() if name else b"")
+
+
+def _rename_value(match: re.Match[bytes]) -> bytes:
+    return match[1] + (task_name(match[2].decode()) or match[2].decode()).encode() + match[3]
+
+
+@dataclass
+class Sanitiser:
+    """The rules, with what they must know about this gateway.
+
+    `replace`: identities of the vcsim process → those of this gateway (they are unique tokens).
+    `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
+    """
+
+    replace: dict[bytes, bytes] = field(default_factory=dict)
+    hidden: set[bytes] = field(default_factory=set)
+    named: dict[bytes, str] = field(default_factory=dict)
+
+    def clean(self, body: bytes, client: str = "") -> bytes:
+        """A reply as the client at that address may see it."""
+        if b"State" in body:
+            body = _EMPTY_ENUM.sub(b"", body)
+        if b'type="Task"' in body:
+            body = self._tasks(body)
+        if b"info.name" in body:
+            body = _TASK_NAME_VALUE.sub(_rename_value, body)
+        if b"<userAgent>" in body and client:
+            body = _SESSION_ADDRESS.sub(f"<ipAddress>{client}</ipAddress>".encode(), body)
+        if b"6.5.0" in body:
+            body = _VERSION.sub(b"<version>8.0.3</version><build>24022515</build>", body)
+            body = _FULL_NAME.sub(rb"\1 8.0.3 build-24022515", body)
+        for old, new in self.replace.items():
+            body = body.replace(old, new)
+        return body
+
+    def _tasks(self, body: bytes) -> bytes:
+        body = _TASK_NAME.sub(_rename_info, body)
+        if self.named:
+            body = _OWN_TASK.sub(self._name, body)
+        body = _NO_ENTITY.sub(b"", body)
+        if self.hidden:
+            body = _TASK_REFERENCE.sub(self._hide, body)
+        return body
+
+    def _name(self, match: re.Match[bytes]) -> bytes:
+        name = self.named.get(match[2])
+        return match[0] + (f"<name>{name}</name>".encode() if name else b"")
+
+    def _hide(self, match: re.Match[bytes]) -> bytes:
+        # only lists lose a member (ArrayOfManagedObjectReference, recentTask); a reply or an info keeps its reference
+        if match[1] in (b"ManagedObjectReference", b"recentTask") and match[2] in self.hidden:
+            return b""
+        return match[0]
+
+    def fetched(self, body: bytes, client: str = "") -> bytes:
+        """The reply to `Fetch`, which vcsim answers in a wrong shape when the property is unset (8.2 #1)."""
+        if b"<RetrievePropertiesExResponse" in body[:800]:
+            return soap.response("Fetch", "")
+        return self.clean(body, client)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""*World*: one life of vcsim and all that belongs to it: connections, our login, references, what to patch in replies.
+
+When vcsim dies its world is thrown away and another one is built; nothing of it is carried over by reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fakes.vcenter.admin import AdminSession
+from fakes.vcenter.builder import Places
+from fakes.vcenter.sanitise import Sanitiser
+from fakes.vcenter.simulator import Simulator
+from fakes.vcenter.upstream import Upstream
+
+
+@dataclass
+class World:
+    """A running vcsim with its inventory. `snapshots`: VM name → (snapshot reference → the storage's snapshot id)."""
+
+    simulator: Simulator
+    upstream: Upstream
+    admin: AdminSession
+    sanitiser: Sanitiser
+    places: Places = field(default_factory=Places)
+    snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stubs: dict[str, bytes] = field(default_factory=dict)  # `/folder` target → descriptor text
+
+    async def close(self) -> None:
+        """Ends vcsim."""
+        self.upstream.close()
+        await self.simulator.stop()
