@@ -295,7 +295,6 @@ class Datastore:
             disk = vm.disks[merge.key]
             ids = [layer.id for layer in disk.chain]
             _merge(disk, disk.chain[ids.index(merge.into)], disk.chain[ids.index(merge.source)])
-        self.lun.sync()
         gone = []
         for merge in vm.merges:
             disk = vm.disks[merge.key]
