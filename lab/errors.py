@@ -64,6 +64,13 @@ class PowerMissing(MissingError):
     advice = "Run `vadplab doctor`: it names each missing power and its substitute."
 
 
+class VcsimMissing(MissingError):
+    """The stock vcsim can not be had."""
+
+    code = "vcsim.missing"
+    advice = "Run `make setup`, or name a binary: `vadplab up --vcsim FILE`."
+
+
 class LabFailed(VadplabError):
     """The lab could not be brought up; what had been made is gone again."""
 

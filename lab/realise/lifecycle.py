@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from engine.errors import VadplabError
 from lab.errors import LabFailed, LabNotRunning, LabRunning, LabStuck, RemoteLabError
+from lab.realise import vcsim
 from lab.realise.control import call
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
@@ -41,6 +43,11 @@ def up(
     """
     if lab.running():
         raise LabRunning(f"the lab {lab.name} is up already")
+    if launch.world:
+        spec, described = vcsim.resolve(launch.vcsim)
+        launch = replace(launch, vcsim=spec)
+        if progress is not None:
+            progress({"done": described})
     lab.path.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe2(os.O_CLOEXEC)
     environment = {**os.environ, "PYTHONPATH": str(CODE)}

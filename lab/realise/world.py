@@ -13,9 +13,11 @@ import yaml
 
 from firewall_rules.load import dump_policy, load_policy
 from lab import pki, topology
-from lab.realise import netns
+from lab.observe.recorder import Recorder, Sources
+from lab.realise import daemons, deploy, netns
 from lab.realise.firewall import Firewall
 from lab.realise.supervisor import Supervisor
+from lab.topology.model import Role
 
 DEFAULT_POLICY = "default-12.3"
 
@@ -26,6 +28,8 @@ async def start_world(supervisor: Supervisor) -> None:
     lab.topology_file.write_text(topology.dump(plan))
     lab.inventory_file.write_text(yaml.safe_dump(plan.inventory().model_dump(mode="json"), sort_keys=False))
     pki.ensure(lab.pki, plan.addresses())
+    for guest in plan.by_role(Role.GUEST_LINUX):
+        pki.ensure_ssh_host_key(deploy.host_key(lab, guest))
     begun = time.monotonic()
     await asyncio.to_thread(netns.create_hosts, plan, supervisor.namespaces)
     supervisor.report("hosts", count=len(plan.hosts), ms=_ms(begun))
@@ -36,6 +40,24 @@ async def start_world(supervisor: Supervisor) -> None:
     links = plan.links()
     await asyncio.to_thread(netns.plug, links, supervisor.namespaces, plan.router)
     supervisor.report("links", count=len(links), ms=_ms(begun))
+    if supervisor.launch.world:
+        start_recorder(supervisor)
+        await daemons.start(supervisor)
+
+
+def start_recorder(supervisor: Supervisor) -> None:
+    """Control methods `run.…` record a run: capture, firewall log, connection tracking, and what engine and fakes write."""
+    lab = supervisor.lab
+    assert supervisor.firewall is not None
+    recorder = Recorder(
+        lab.runs,
+        netns=supervisor.namespaces[supervisor.topology.router],
+        firewall=supervisor.firewall,
+        sources=Sources(lab.path),
+        topology=lab.topology_file,
+        mode="full" if supervisor.launch.capture == "full" else "headers",
+    )
+    supervisor.register("run", recorder)
 
 
 async def start_firewall(supervisor: Supervisor) -> Firewall:

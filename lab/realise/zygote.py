@@ -211,10 +211,9 @@ def _become(request: dict[str, Any]) -> int:
             return 127 if isinstance(exc, FileNotFoundError) else 126
     os.environ.clear()
     os.environ.update(environment)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(line_buffering=True, errors="backslashreplace")
+    # New streams: those of the zygote remember positions in other files.
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     module = str(request["module"])
     sys.argv = [module, *argv]
     return int(_entry(module)(argv) or 0)

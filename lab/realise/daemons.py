@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""The daemons of the world, in the order in which they need each other: storage, ESXi hosts, vCenter, guests, engine.
+
+Each is started by the same entry that a person uses (`vadplab fake …`, `python -m engine.…`) and is ready when its first
+line says so. Fakes get the fabric folder; engine processes get their configuration file and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.realise import deploy
+from lab.realise.supervisor import Supervisor
+from lab.topology.model import Role
+
+ENGINE_READY = 30.0
+FAKES_READY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A process of the world: on which host (None: on the fabric only), its name, its module and arguments."""
+
+    host: str | None
+    name: str
+    module: str
+    argv: tuple[str, ...]
+    own_pids: bool = False
+
+
+async def start(supervisor: Supervisor) -> None:
+    """Starts every daemon of the topology; raises ProcessFailed with the log of the one that failed."""
+    deploy.write(supervisor.topology, supervisor.lab)
+    for title, daemons, timeout in (
+        ("storage", storage(supervisor), FAKES_READY),
+        ("esxi", esxi(supervisor), FAKES_READY),
+        ("vcenter", vcenter(supervisor), FAKES_READY),
+        ("guests", guests(supervisor), FAKES_READY),
+        ("engine", engine(supervisor), ENGINE_READY),
+    ):
+        begun = time.monotonic()
+        await _all(*(_spawn(supervisor, daemon, timeout) for daemon in daemons))
+        if daemons:
+            supervisor.report(title, count=len(daemons), ms=round((time.monotonic() - begun) * 1000))
+
+
+def storage(supervisor: Supervisor) -> list[Daemon]:
+    """One service per datastore."""
+    lab = supervisor.lab
+    return [
+        Daemon(
+            None,
+            f"storage-{store.name}",
+            "fakes.storage",
+            (
+                *("--name", store.name, "--capacity", str(store.capacity)),
+                *("--state", str(lab.fakes / f"storage-{store.name}"), "--fabric", str(supervisor.fabric)),
+            ),
+        )
+        for store in supervisor.topology.vsphere.datastores
+    ]
+
+
+def esxi(supervisor: Supervisor) -> list[Daemon]:
+    """Every ESXi host: 443 and 902."""
+    lab, plan = supervisor.lab, supervisor.topology
+    return [
+        Daemon(
+            name,
+            "esxi",
+            "fakes.esxi",
+            (
+                *("--name", name, "--listen", plan.ip(name), "--certificate", str(lab.pki / f"{name}.pem")),
+                *("--fabric", str(supervisor.fabric), "--inventory", str(lab.inventory_file)),
+                *("--journal", str(_evidence(lab.fakes / name) / "journal.jsonl")),
+            ),
+        )
+        for name in plan.by_role(Role.ESXI)
+    ]
+
+
+def vcenter(supervisor: Supervisor) -> list[Daemon]:
+    """The gateway, which starts vcsim."""
+    lab, plan = supervisor.lab, supervisor.topology
+    found = []
+    for name in plan.by_role(Role.VCENTER):
+        state = _evidence(lab.fakes / name)
+        vcsim = ("--vcsim", supervisor.launch.vcsim) if supervisor.launch.vcsim else ()
+        argv = (
+            *("--listen", f"{plan.ip(name)}:443", "--certificate", str(lab.pki / f"{name}.pem")),
+            *("--inventory", str(lab.inventory_file), "--fabric", str(supervisor.fabric)),
+            *("--state", str(state / "state"), "--journal", str(state / "journal.jsonl"), *vcsim),
+        )
+        found.append(Daemon(name, "vcenter", "fakes.vcenter", argv))
+    return found
+
+
+def guests(supervisor: Supervisor) -> list[Daemon]:
+    """Every Linux guest that is the inside of a powered-on VM."""
+    lab, plan = supervisor.lab, supervisor.topology
+    found = []
+    accounts = {account.host: account for account in plan.backup.credentials}
+    for name in plan.by_role(Role.GUEST_LINUX):
+        vm = plan.vm_of_guest(name)
+        account = accounts.get(name)
+        if vm is None or account is None:
+            continue
+        state = _evidence(lab.fakes / f"guest-{vm.name}")
+        disk = f"nbd+unix:///live/{vm.name}/2000?socket={supervisor.fabric / f'nbd-{vm.datastore}.sock'}"
+        password = state / "password"
+        password.touch(mode=0o600)
+        password.write_text(account.password)
+        argv = (
+            *("--vm", vm.name, "--disk", disk, "--address", plan.ip(name), "--state", str(state)),
+            *("--fabric", str(supervisor.fabric), "--user", account.username, "--password-file", str(password)),
+            *("--host-key", str(deploy.host_key(lab, name)), "--hostname", name),
+        )
+        found.append(Daemon(name, "guest", "fakes.linux_guest", argv))
+    return found
+
+
+def engine(supervisor: Supervisor) -> list[Daemon]:
+    """Transport Services and the Backup Service."""
+    lab, plan = supervisor.lab, supervisor.topology
+    found = []
+    for name in deploy.engine_hosts(plan):
+        config = str(lab.host(name) / "etc" / "engine.yaml")
+        role = plan.host(name).role
+        if role is Role.BACKUP_SERVER:
+            found.append(Daemon(name, "backup-service", "engine.service", ("--config", config)))
+        elif role is not Role.CONSOLE:
+            found.append(Daemon(name, "transport", "engine.transport", ("--config", config)))
+    return found
+
+
+async def _spawn(supervisor: Supervisor, daemon: Daemon, timeout: float) -> None:
+    await supervisor.spawn(
+        daemon.host,
+        daemon.name,
+        module=daemon.module,
+        argv=daemon.argv,
+        ready_timeout=timeout,
+        own_pids=daemon.own_pids,
+    )
+
+
+async def _all(*work: Awaitable[None]) -> None:
+    """All at once; the first error is raised after all have ended, so that nothing goes on behind it."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _evidence(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
