@@ -29,6 +29,13 @@ class LabRunning(InputError):
     advice = "Use it, take it down with `vadplab down`, or give the new one a name with `vadplab --lab NAME up`."
 
 
+class FolderUnusable(InputError):
+    """The folder of the lab's state can not be made or written."""
+
+    code = "lab.folder"
+    advice = "Set VADPLAB_HOME to a folder that this user can write."
+
+
 class LabNotRunning(MissingError):
     """The command needs a running lab and there is none."""
 

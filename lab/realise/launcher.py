@@ -35,6 +35,7 @@ from lab.realise.launch import Launch
 from lab.topology import load
 
 CARETAKER_GRACE = 30.0
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: list[str]) -> int:
@@ -42,20 +43,24 @@ def main(argv: list[str]) -> int:
     lab, report = LabFolder(Path(argv[0])), int(argv[1])
     launch = Launch.from_json(sys.stdin.read())
     os.set_inheritable(report, False)
+    if os.fork():
+        os._exit(0)  # whoever ran us need not wait for the lab's end
+    os.setsid()
     try:
-        lock = lab.lock()
+        lab.lock()  # held, through this descriptor, as long as this process or the supervisor lives
     except VadplabError as exc:
         _say(report, exc)
         return exit_status(exc)
+    os.write(report, json.dumps({"launcher": identity(os.getpid())}).encode() + b"\n")
     try:
-        return _run(lab, launch, report, lock)
+        return _run(lab, launch, report)
     except VadplabError as exc:
         _say(report, exc)
         lab.write_state(phase="failed", error=exc.to_dict())
         return exit_status(exc)
 
 
-def _run(lab: LabFolder, launch: Launch, report: int, lock: int) -> int:
+def _run(lab: LabFolder, launch: Launch, report: int) -> int:
     topology = load(launch.topology)
     lab.make(list(topology.hosts))
     _streams(lab)
@@ -82,6 +87,7 @@ def _run(lab: LabFolder, launch: Launch, report: int, lock: int) -> int:
     if ids:
         ids.write()
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     child = os.fork()
     if child == 0:
         os.close(go_write)
@@ -97,8 +103,9 @@ def _run(lab: LabFolder, launch: Launch, report: int, lock: int) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     os.write(go_write, b"1")
     os.close(go_write)
     _, status = os.waitpid(child, 0)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.errors import VadplabError
-from lab.errors import LabFailed, LabNotRunning, LabRunning, LabStuck, RemoteLabError
+from lab.errors import FolderUnusable, LabFailed, LabNotRunning, LabRunning, LabStuck, RemoteLabError
 from lab.realise import vcsim
 from lab.realise.control import call
 from lab.realise.folders import LabFolder
@@ -26,6 +26,8 @@ from lab.realise.mounts import CODE
 
 UP_TIMEOUT = 120.0
 DOWN_TIMEOUT = 40.0
+START_TIMEOUT = 20.0
+UNDO_TIMEOUT = 15.0
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -48,67 +50,100 @@ def up(
         launch = replace(launch, vcsim=spec)
         if progress is not None:
             progress({"done": described})
-    lab.path.mkdir(parents=True, exist_ok=True)
     read, write = os.pipe2(os.O_CLOEXEC)
-    environment = {**os.environ, "PYTHONPATH": str(CODE)}
-    with lab.supervisor_log.open("ab") as log:
-        launcher = subprocess.Popen(
-            [sys.executable, "-m", "lab.realise.launcher", str(lab.path), str(write)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=environment,
-            pass_fds=[write],
-            start_new_session=True,
-        )
-    os.close(write)
+    starting = _Starting()
     try:
-        assert launcher.stdin is not None
-        with suppress(BrokenPipeError):
-            launcher.stdin.write(launch.to_json().encode())
-            launcher.stdin.close()
-        status = _await_ready(read, time.monotonic() + timeout, progress)
-    except BaseException as exc:
-        _end(launcher)
-        if isinstance(exc, LabFailed) and not exc.message:
-            raise LabFailed(f"the lab {lab.name} ended while it came up; see {lab.supervisor_log}") from None
+        _launch(lab, launch, write)
+        return starting.await_ready(read, time.monotonic() + timeout, progress)
+    except _Silence:
+        raise LabFailed(f"the lab {lab.name} ended while it came up; see {lab.supervisor_log}") from None
+    except BaseException:
+        starting.undo()
         raise
     finally:
         os.close(read)
-    launcher.returncode = 0  # it goes on by itself: nobody here waits for it
-    return status
 
 
-def _await_ready(read: int, deadline: float, progress: Progress | None) -> dict[str, Any]:
-    buffer = b""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([read], [], [], left)[0]:
-            raise LabFailed("the lab was not up in time")
-        data = os.read(read, 1 << 16)
-        if not data:
-            raise LabFailed("")
-        *lines, buffer = (buffer + data).split(b"\n")
-        for line in lines:
-            document = json.loads(line)
-            if "error" in document:
-                raise RemoteLabError(document["error"])
-            if "ready" in document:
-                ready: dict[str, Any] = document["ready"]
-                return ready
-            if progress is not None:
-                progress(document)
+class _Silence(Exception):
+    """The launcher is gone without a word."""
 
 
-def _end(launcher: subprocess.Popen[bytes]) -> None:
-    """Ends a launcher whose lab did not come up, gently first, and waits for it."""
-    launcher.terminate()
+def _launch(lab: LabFolder, launch: Launch, report: int) -> None:
+    """Starts the launcher, which goes on by itself; closes `report`."""
     try:
-        launcher.wait(15)
-    except subprocess.TimeoutExpired:
-        launcher.kill()
-        launcher.wait(15)
+        lab.path.mkdir(parents=True, exist_ok=True)
+        log = lab.supervisor_log.open("ab")
+    except OSError as exc:
+        os.close(report)
+        raise FolderUnusable(f"{exc.filename}: {exc.strerror}") from exc
+    with log:
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "lab.realise.launcher", str(lab.path), str(report)],
+                input=launch.to_json().encode(),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": str(CODE)},
+                pass_fds=[report],
+                start_new_session=True,
+                check=True,
+                timeout=START_TIMEOUT,
+            )
+        except (subprocess.SubprocessError, OSError) as exc:
+            raise LabFailed(f"the launcher does not start: {exc}; see {lab.supervisor_log}") from exc
+        finally:
+            os.close(report)
+
+
+def _gone(lab: LabFolder, timeout: float) -> bool:
+    end = time.monotonic() + timeout
+    while lab.running():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+class _Starting:
+    """A lab on its way up: what its launcher reports, and how to end exactly that launcher."""
+
+    def __init__(self) -> None:
+        self._launcher: dict[str, int] | None = None
+
+    def await_ready(self, read: int, deadline: float, progress: Progress | None) -> dict[str, Any]:
+        """Reads reports until the lab is ready; its status document."""
+        buffer = b""
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([read], [], [], left)[0]:
+                raise LabFailed("the lab was not up in time")
+            data = os.read(read, 1 << 16)
+            if not data:
+                raise _Silence
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                document: dict[str, Any] = json.loads(line)
+                if "error" in document:
+                    raise RemoteLabError(document["error"])
+                if "launcher" in document:
+                    self._launcher = document["launcher"]
+                elif "ready" in document:
+                    return dict(document["ready"])
+                elif progress is not None:
+                    progress(document)
+
+    def undo(self) -> None:
+        """Ends the launcher, gently first; its supervisor ends with it."""
+        if self._launcher is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(self._launcher, number)
+            end = time.monotonic() + UNDO_TIMEOUT
+            while time.monotonic() < end:
+                if not _alive(self._launcher):
+                    return
+                time.sleep(0.005)
 
 
 def down(lab: LabFolder, *, force: bool = False, timeout: float = DOWN_TIMEOUT) -> None:
@@ -132,19 +167,25 @@ def down(lab: LabFolder, *, force: bool = False, timeout: float = DOWN_TIMEOUT) 
             _kill(lab, "launcher", signal.SIGTERM)
         except VadplabError:
             pass  # it ended while it answered; the wait below tells
-    end = time.monotonic() + timeout
-    while lab.running():
-        if time.monotonic() > end:
-            if force:
-                _kill(lab, "launcher")
-            raise LabStuck(f"the lab {lab.name} has not ended after {timeout:g} s; see {lab.supervisor_log}")
-        time.sleep(0.005)
+    if not _gone(lab, timeout):
+        if force:
+            _kill(lab, "launcher")
+        raise LabStuck(f"the lab {lab.name} has not ended after {timeout:g} s; see {lab.supervisor_log}")
 
 
 def _kill(lab: LabFolder, which: str, number: int = signal.SIGKILL) -> None:
-    """Signals launcher or supervisor, if the state file's process is still the same."""
-    known = lab.state().get(which) or {}
-    pid = known.get("pid")
-    if isinstance(pid, int) and start_time(pid) == known.get("start"):
+    """Signals the launcher or the supervisor that the state file names."""
+    known = lab.state().get(which)
+    if isinstance(known, dict):
+        _signal(known, number)
+
+
+def _alive(process: dict[str, int]) -> bool:
+    """Whether a process still is the one that was written down (pids are reused, start times are not)."""
+    return start_time(process["pid"]) == process["start"]
+
+
+def _signal(process: dict[str, int], number: int) -> None:
+    if _alive(process):
         with suppress(ProcessLookupError):
-            os.kill(pid, number)
+            os.kill(process["pid"], number)

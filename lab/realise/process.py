@@ -216,7 +216,9 @@ class Processes:
                 process.pid = message["pid"]
                 self._running[process.pid] = process
                 self.all.append(process)
-                if not started.done():
+                if started.done():  # whoever asked for it has been cancelled meanwhile
+                    process.kill_group()
+                else:
                     started.set_result(process)
             case "refused":
                 started, process = self._starting.pop(message["id"])

@@ -354,6 +354,7 @@ async def _live(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.ending.set)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())  # the launcher blocked them: pid 1 would have lost them
     control: ControlServer | None = None
     try:
         starting = asyncio.ensure_future(start_world(supervisor))

@@ -48,6 +48,7 @@ def start(preload: Sequence[str]) -> tuple[int, socket.socket]:
     code = 1
     try:
         kernel.die_with_parent()
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
         kernel.name_process("zygote")
         kernel.become_subreaper()
         kernel.close_all_but({theirs.fileno()})
@@ -212,8 +213,8 @@ def _become(request: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(environment)
     # New streams: those of the zygote remember positions in other files.
-    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     module = str(request["module"])
     sys.argv = [module, *argv]
     return int(_entry(module)(argv) or 0)
