@@ -276,8 +276,6 @@ class FlowReader:
     async def start(self, path: Path | None = None, *, earlier: bool = False) -> None:
         """Subscribes to events; with `path`, each flow is appended there as a JSON line when it ends, the rest by `stop`.
 
-        A last line `{"lost": n}` says that events were lost.
-
         Raises:
             OSError: the kernel refuses.
         """
@@ -323,8 +321,6 @@ class FlowReader:
         try:
             found = await self.refresh()
             self._write(*(flow.to_dict() for flow in self._flows.values()))
-            if self.lost:
-                self._write({"lost": self.lost})
         finally:
             self._socket.close()
             self._socket = None

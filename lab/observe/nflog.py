@@ -138,8 +138,7 @@ class LogReader:
         return self.lost == 0
 
     async def start(self, path: Path | None = None) -> None:
-        """Binds the group and begins to read; with `path`, each record is appended there as a JSON line; a last
-        line `{"lost": n}` says that records were lost.
+        """Binds the group and begins to read; with `path`, each record is appended there as a JSON line.
 
         Raises:
             OSError: the kernel refuses (EBUSY or EPERM: another reader holds the group).
@@ -192,8 +191,6 @@ class LogReader:
         self._socket.close()
         self._socket = None
         if self._file is not None:
-            if self.lost:
-                self._file.write(json.dumps({"lost": self.lost}) + "\n")
             self._file.close()
             self._file = None
         for queue in self._queues:
