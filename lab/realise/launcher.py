@@ -213,12 +213,12 @@ def identity(pid: int) -> dict[str, int]:
 
 
 def start_time(pid: int) -> int | None:
-    """A process's start time in clock ticks since boot, or None when there is no such process."""
+    """A process's start time in clock ticks since boot, or None when no such process runs (any more)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _wait(pid: int, timeout: float) -> None:

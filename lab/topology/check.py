@@ -117,6 +117,7 @@ def _backup(topology: TopologyModel) -> Iterator[Problem]:
             yield Problem(("backup", "credentials", index, "host"), _not_a(hosts, credentials.host, "guest_…"))
     vms = {vm.name: vm for vm in topology.vsphere.vms}
     signed = {credentials.host for credentials in backup.credentials}
+    guests = {name for name, host in hosts.items() if host.role.is_guest}
     repositories = [worker.host for worker in backup.repositories]
     for index, job in enumerate(backup.jobs):
         here: Loc = ("backup", "jobs", index)
@@ -125,7 +126,7 @@ def _backup(topology: TopologyModel) -> Iterator[Problem]:
         for position, name in enumerate(job.vms):
             if name not in vms:
                 yield Problem((*here, "vms", position), f"unknown VM {name}; the VMs are {_list(vms)}")
-            elif job.guest_scripts and (guest := vms[name].guest) and guest not in signed:
+            elif job.guest_scripts and (guest := vms[name].guest) in guests and guest not in signed:
                 yield Problem(
                     (*here, "guest_scripts"), f"backup.credentials has no entry for {guest}, the guest of {name}"
                 )

@@ -102,6 +102,8 @@ def _explain(error: dict[str, Any]) -> str:
     match kind:
         case "extra_forbidden":
             return "unknown key"
+        case "too_short":
+            return "must not be empty"
         case "missing":
             return "is missing"
         case "enum" | "literal_error":
