@@ -106,6 +106,13 @@ class ControlFailed(VadplabError):
     advice = "See `vadplab status` and the supervisor's log in the lab's folder."
 
 
+class ConsoleFailed(VadplabError):
+    """The engine's console could not be run, or said something that can not be read."""
+
+    code = "lab.console"
+    advice = "Read its log: `vadplab logs console console`."
+
+
 class RemoteLabError(VadplabError):
     """An error that the supervisor reported; keeps the original's code, exit code and fields."""
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""`vadplab job`: list, show, run and stop backup jobs. They are typed on the lab's console host and go over 9392."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from lab.cli import console, recorded
+from lab.cli.options import Json, running_lab
+from lab.cli.output import Out
+from lab.cli.progress import Progressing
+
+app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The job's name.")]
+
+
+class Mode(StrEnum):
+    """Transport modes of this version."""
+
+    NBD = "nbd"
+    NBDSSL = "nbdssl"
+
+
+class Direction(StrEnum):
+    """Who opens the connection between the Data Movers."""
+
+    PROXY_TO_REPOSITORY = "proxy-to-repository"
+    REPOSITORY_TO_PROXY = "repository-to-proxy"
+
+
+@app.command("list")
+def list_jobs(context: typer.Context, json: Json = False) -> None:
+    """The jobs that the Backup Service knows."""
+    out = Out(json)
+    code, document = console.run(running_lab(context), ["job", "list"])
+    _finish(out, code, document, "job-list/1")
+    out.table(
+        ("job", "VMs", "mode", "direction"),
+        ((j["name"], ", ".join(j["vms"]), j["mode"], j["direction"]) for j in document["jobs"]),
+    )
+
+
+@app.command()
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """One job with its VMs and disks."""
+    out = Out(json)
+    code, document = console.run(running_lab(context), ["job", "show", name])
+    _finish(out, code, document, "job/1")
+    job = document.get("job", document)
+    out.table(("what", "value"), ((key, value) for key, value in job.items() if key != "schema"))
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    name: Name,
+    mode: Annotated[Mode | None, typer.Option("--mode", help="Transport mode (default: the job's).")] = None,
+    direction: Annotated[
+        Direction | None,
+        typer.Option("--data-direction", help="Which Data Mover opens the data connection (default: the job's)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run a job, record its connections and judge them. Ctrl-C stops the job cleanly: thaw, commit, exit 1."""
+    out = Out(json)
+    argv = ["job", "run", name]
+    argv += ["--mode", mode.value] if mode else []
+    argv += ["--direction", direction.value] if direction else []
+    with Progressing(out) as show_line:
+        done = recorded.run(running_lab(context), "job", argv, show_line)
+    out.document("job-run/1", {**_without_schema(done.document), **done.evidence()})
+    _say(out, done.document)
+    done.say(out)
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def stop(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Stop a running job: guests thaw, snapshots are committed."""
+    out = Out(json)
+    code, document = console.run(running_lab(context), ["job", "stop", name])
+    _finish(out, code, document, "job-stop/1")
+    out.text(f"{name}: stopped")
+
+
+def _say(out: Out, document: dict[str, Any]) -> None:
+    colour = {"success": "green", "warning": "yellow"}.get(str(document.get("result")), "red")
+    out.text(f"[{colour}]{document.get('job', 'job')}: {document.get('result', 'failed')}[/]")
+    for error in [document.get("error"), *document.get("warnings", [])]:
+        if error:
+            out.text(f"  [{error['code']}] step {error.get('step')}: {error['message']}".replace("[", "\\["))
+            out.text(f"  [dim]next: {error['next']}[/]")
+    for point in document.get("restore_points", []):
+        out.text(f"  restore point {point['point']} of {point['vm']}: {point['consistency']}-consistent")
+
+
+def finish(out: Out, code: int, document: dict[str, Any], schema: str) -> None:
+    """Prints the document of a console command; leaves with its exit code, and its error for people, when it failed."""
+    error = document.get("error") if code else None
+    if error:
+        from lab.errors import RemoteLabError
+
+        raise RemoteLabError({**error, "exit_code": code})
+    out.document(schema, _without_schema(document))
+    if code:
+        raise typer.Exit(code)
+
+
+_finish = finish
+
+
+def _without_schema(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "schema"}
