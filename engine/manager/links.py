@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: MIT
+"""The real peers of a Backup Manager: RPC over mutual TLS, pyVmomi in threads, SSH; every connection through the dialer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.dialer import Dialer
+from engine.events import EventLog
+from engine.guest.channel import GuestChannel, Scripts
+from engine.guest.ssh import Account, SshChannel
+from engine.manager.peers import Progress
+from engine.processes import READY_DEADLINE, in_thread
+from engine.rpc.client import CALL_DEADLINE, Client
+from engine.rpc.identity import Identity
+from engine.vsphere import Snapshot, VmInfo, VSphere
+
+STORE_DEADLINE = 600.0
+VSPHERE_DEADLINE = 120.0
+MARGIN = 30.0
+
+
+class ServiceLink:
+    """The Backup Service over loopback. Progress is sent in batches, in order, by one pump."""
+
+    def __init__(self, client: Client, session: str) -> None:
+        self._client = client
+        self._session = session
+        self._waiting: list[dict[str, Any]] = []
+        self._wake = asyncio.Event()
+        self._pump = asyncio.create_task(self._send_progress())
+
+    async def job(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._client.call("manager.job", session=self._session)
+        return found
+
+    async def acquire(self, tasks: list[dict[str, str]]) -> dict[str, Any]:
+        found: dict[str, Any] = await self._client.call(
+            "resources.acquire", deadline=None, session=self._session, tasks=tasks
+        )
+        return found
+
+    async def release(self) -> None:
+        await self._client.call("resources.release", session=self._session)
+
+    async def pending(self, pending: dict[str, Any]) -> None:
+        await self._client.call("manager.pending", session=self._session, pending=pending)
+
+    def progress(self, fields: dict[str, Any]) -> None:
+        if fields.get("kind") == "task":
+            self._waiting = [w for w in self._waiting if w.get("kind") != "task" or w.get("task") != fields.get("task")]
+        self._waiting.append(fields)
+        self._wake.set()
+
+    async def learned(self, fields: dict[str, Any]) -> None:
+        await self._client.call("manager.learned", session=self._session, fields=fields)
+
+    async def result(self, document: dict[str, Any]) -> None:
+        """The run's result document; all progress is sent before it."""
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        if self._waiting:
+            await self._client.call("manager.progress", session=self._session, items=self._waiting)
+        await self._client.call("manager.result", session=self._session, document=document)
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        self._pump.cancel()
+        await self._client.close()
+
+    async def _send_progress(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            items = list(self._waiting)
+            if items:
+                await asyncio.shield(self._client.call("manager.progress", session=self._session, items=items))
+                self._waiting = [w for w in self._waiting if not any(w is i for i in items)]
+
+
+class TransportLink:
+    """A Transport Service."""
+
+    def __init__(self, client: Client, session: str) -> None:
+        self._client = client
+        self._session = session
+
+    async def start_mover(self, task: str, role: str) -> tuple[int, str]:
+        found = await self._client.call(
+            "mover.start", deadline=READY_DEADLINE + MARGIN, session=self._session, task=task, role=role
+        )
+        return int(found["port"]), str(found["token"])
+
+    async def stop_mover(self, task: str) -> None:
+        await self._client.call("mover.stop", session=self._session, task=task)
+
+    async def begin_point(self, job: str, vm: str, point: str) -> str:
+        found = await self._client.call(
+            "point.begin", deadline=STORE_DEADLINE, step="21", job=job, vm=vm, point=point, session=self._session
+        )
+        return str(found["folder"])
+
+    async def commit_point(self, job: str, vm: str, point: str, manifest: dict[str, Any]) -> None:
+        await self._client.call(
+            "point.commit", deadline=STORE_DEADLINE, step="21", job=job, vm=vm, point=point, manifest=manifest
+        )
+
+    async def abort_point(self, job: str, vm: str, point: str) -> None:
+        await self._client.call("point.abort", step="21", job=job, vm=vm, point=point)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class MoverLink:
+    """The control connection of a Data Mover."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.closed = client.closed
+
+    async def call(
+        self,
+        method: str,
+        *,
+        step: str,
+        deadline: float | None = CALL_DEADLINE,
+        idle: float | None = None,
+        on_progress: Progress | None = None,
+        **params: Any,
+    ) -> Any:
+        return await self._client.call(
+            method, step=step, deadline=deadline, idle=idle, on_progress=on_progress, **params
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class VSphereLink:
+    """A vCenter session, called in threads."""
+
+    def __init__(self, session: VSphere) -> None:
+        self._session = session
+        self._creating: list[asyncio.Future[Snapshot]] = []
+
+    async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
+        return await in_thread(
+            lambda: self._session.vms(step=step, names=names), deadline=VSPHERE_DEADLINE, what="inventory"
+        )
+
+    async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
+        creating = asyncio.ensure_future(
+            in_thread(
+                lambda: self._session.create_snapshot(vm.moref, name, description, step="15", timeout=timeout),
+                deadline=timeout + MARGIN,
+                what="snapshot",
+            )
+        )
+        self._creating.append(creating)
+        return await asyncio.shield(creating)
+
+    async def settle(self) -> None:
+        if self._creating:
+            await asyncio.wait(self._creating)
+        for one in self._creating:
+            if not one.cancelled():
+                one.exception()
+
+    async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
+        def commit() -> int:
+            found = self._session.own_snapshots(mark, step="22", vm_name=vm)
+            for snapshot in found:
+                self._session.remove_snapshot(snapshot.moref, step="22", timeout=timeout)
+            return len(found)
+
+        return await in_thread(commit, deadline=timeout + VSPHERE_DEADLINE, what="snapshot commit")
+
+    async def logout(self) -> None:
+        await in_thread(self._session.logout, deadline=MARGIN, what="logout")
+
+
+class RealPeers:
+    """Opens the real ones for one session."""
+
+    def __init__(
+        self, config: EngineConfig, identity: Identity, events: EventLog, session: str, service: ServiceLink
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._events = events
+        self._session = session
+        self.service = service
+
+    async def transport(self, server: dict[str, Any], *, step: str) -> TransportLink:
+        client = await self._client(server, server["port"], step=step, task=None)
+        await client.call("hello", step=step)
+        return TransportLink(client, self._session)
+
+    async def mover(self, server: dict[str, Any], port: int, token: str, *, step: str, task: str) -> MoverLink:
+        client = await self._client(server, port, step=step, task=task)
+        try:
+            await client.call("hello", step=step, token=token)
+        except BaseException:
+            await client.close()
+            raise
+        return MoverLink(client)
+
+    async def vsphere(self, vcenter: dict[str, Any], *, step: str) -> VSphereLink:
+        session = await in_thread(
+            lambda: VSphere.login(
+                self._dialer(None),
+                name=vcenter["name"],
+                address=vcenter["address"],
+                port=vcenter["port"],
+                thumbprint=vcenter["thumbprint"],
+                username=vcenter["username"],
+                password=vcenter["password"],
+                step=step,
+                keylog=self._config.keylog,
+            ),
+            deadline=VSPHERE_DEADLINE,
+            what=f"login to {vcenter['name']}",
+        )
+        return VSphereLink(session)
+
+    def guest(self, vm: str, address: str, account: dict[str, Any], scripts: Scripts) -> GuestChannel:
+        return SshChannel(
+            self._dialer(vm),
+            target=vm,
+            address=address,
+            account=Account(**account),
+            session=self._session,
+            scripts=scripts,
+        )
+
+    async def _client(self, server: dict[str, Any], port: int, *, step: str, task: str | None) -> Client:
+        dialer = self._dialer(task)
+        connection = await dialer.dial(server["address"], port, step=step, name=server["name"])
+        return await Client.open(connection, self._identity, expect=server["name"], events=dialer.events)
+
+    def _dialer(self, task: str | None) -> Dialer:
+        events = self._events.for_session(self._session, task=task) if task is not None else self._events
+        return Dialer(events, self._config.resolver)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""The books of a run: a `VmRun` per VM of the job, a `DiskTask` per VM disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.errors import VadplabError
+from engine.manager.peers import Mover
+from engine.vsphere import Disk, Snapshot, VmInfo
+
+
+class VmMissing(VadplabError):
+    """A VM of the job is not in the inventory."""
+
+    code = "job.vm-missing"
+    symptom = "not found"
+    advice = "Correct the VM's name in the job, or run `infra rescan` when it is new."
+
+
+@dataclass(slots=True)
+class DiskTask:
+    """One VM disk: who reads it, who keeps it, and how it went. `id` is `<vm>:<device key>`."""
+
+    vm: str
+    disk: Disk
+    proxy: str = ""
+    repository: str = ""
+    source: Mover | None = None
+    target: Mover | None = None
+    error: VadplabError | None = None
+    vmx: str = ""
+    stored: dict[str, Any] = field(default_factory=dict)
+    moved: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The task's id, in events and arguments of processes."""
+        return f"{self.vm}:{self.disk.key}"
+
+    @property
+    def movers(self) -> list[Mover]:
+        """The control connections that are open."""
+        return [m for m in (self.source, self.target) if m is not None]
+
+
+@dataclass(slots=True)
+class VmRun:
+    """One VM of the job in this run."""
+
+    name: str
+    tasks: list[DiskTask]
+    info: VmInfo | None = None
+    error: VadplabError | None = None
+    warnings: list[VadplabError] = field(default_factory=list)
+    scripts: str = "off"  # off, ran, did not run
+    consistency: str = "crash"
+    snapshot: Snapshot | None = None
+    snapshot_requested: bool = False
+    orphan: bool = False
+    point: str | None = None
+    folder: str = ""
+    point_visible: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether its backup failed."""
+        return self.error is not None
+
+    def fail(self, error: VadplabError) -> None:
+        """The first error is the one that is told."""
+        if self.error is None:
+            self.error = error
+
+
+def tasks_from(inputs: Mapping[str, Any]) -> list[VmRun]:
+    """Step 3: one task per VM disk, as the configuration database knows them."""
+    runs = []
+    for vm in inputs["vms"]:
+        run = VmRun(vm["name"], [DiskTask(vm["name"], Disk(**disk)) for disk in vm["disks"]])
+        if vm.get("missing"):
+            run.fail(VmMissing(f"VM {vm['name']} is not in the inventory of {inputs['vcenter']['name']}", step="3"))
+        runs.append(run)
+    return runs
+
+
+def compare(run: VmRun, info: VmInfo) -> tuple[list[DiskTask], list[DiskTask]]:
+    """Step 8: the disks that vCenter shows against the tasks. Gives (new, gone); kept tasks take vCenter's path and size."""
+    known = {task.disk.key: task for task in run.tasks}
+    shown = {disk.key: disk for disk in info.disks}
+    for key, task in known.items():
+        if key in shown:
+            task.disk = shown[key]
+    new = [DiskTask(run.name, disk) for key, disk in shown.items() if key not in known]
+    gone = [task for key, task in known.items() if key not in shown]
+    run.tasks = sorted([t for t in run.tasks if t not in gone] + new, key=lambda t: t.disk.key)
+    return new, gone
+
+
+def assign(tasks: Iterable[DiskTask], assignments: Iterable[Mapping[str, str]]) -> None:
+    """Step 4: puts the scheduler's answer into the tasks."""
+    by_task = {a["task"]: a for a in assignments}
+    for task in tasks:
+        task.proxy = by_task[task.id]["proxy"]
+        task.repository = by_task[task.id]["repository"]

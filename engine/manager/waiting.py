@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Waiting for several things at once, as the sequence needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from engine.errors import VadplabError
+from engine.manager.peers import Mover
+from engine.rpc.frames import WireClosed
+
+T = TypeVar("T")
+
+
+async def every(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs all at the same time. The first error cancels the others, waits for them, and is raised."""
+    running = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    errors = [e for t in running if not t.cancelled() and (e := t.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+async def either(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
+    """Returns when the event is set or the task has ended."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+async def unless_closed(work: Coroutine[Any, Any, T], mover: Mover, text: str, *, step: str) -> T:
+    """The result of `work`; raises WireClosed with `text` when the mover's control connection ends before it."""
+    task, closed = asyncio.create_task(work), asyncio.create_task(mover.closed.wait())
+    try:
+        await asyncio.wait([task, closed], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise WireClosed(text, step=step)
+        return task.result()
+    finally:
+        for one in (task, closed):
+            one.cancel()
+        await asyncio.gather(task, closed, return_exceptions=True)
+
+
+async def quietly(work: Awaitable[Any], deadline: float = 10.0) -> None:
+    """For clean-up: waits at most `deadline` seconds, and lets errors of the catalogue and the network pass."""
+    with contextlib.suppress(VadplabError, OSError, TimeoutError):
+        await asyncio.wait_for(work, deadline)
