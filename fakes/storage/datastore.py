@@ -108,8 +108,8 @@ class Datastore:
         folder = self.state / "chains" / record.name
         disks = {}
         for each in record.disks:
-            chain = [self._layer(record.name, each.key, each.size, layer.id, layer.name) for layer in each.chain]
-            log = WriteLog(folder / f"{each.key}.log", grains.count(each.size))
+            chain = [self.layer(record.name, each.key, each.size, la.id, la.name, create=False) for la in each.chain]
+            log = WriteLog(folder / f"{each.key}.log", grains.count(each.size), create=False)
             disks[each.key] = Disk(
                 self.lun, gate, each.key, each.label, each.size, chain, log, each.sequence, each.next_layer
             )
@@ -172,9 +172,10 @@ class Datastore:
             raise FabricError("not-found", f"no VM {name!r} on {self.name}")
         return self.vms[name]
 
-    def _layer(self, vm: str, key: int, size: int, identity: int, name: str) -> Layer:
+    def layer(self, vm: str, key: int, size: int, identity: int, name: str, *, create: bool) -> Layer:
+        """Opens or makes the map of a disk's file."""
         path = self.state / "chains" / vm / f"{key}-{identity}.map"
-        return Layer(path, grains.count(size), id=identity, name=name)
+        return Layer(path, grains.count(size), id=identity, name=name, create=create)
 
     def log_copy(self, vm: Vm, key: int, snapshot: int) -> Path:
         """The write log of a disk as it was at a snapshot."""
@@ -264,10 +265,8 @@ class Datastore:
 
     def _new_disk(self, vm: Vm, spec: dict[str, Any]) -> Disk:
         key, size = int(spec["key"]), int(spec["size"])
-        for stale in (self.state / "chains" / vm.name).glob(f"{key}*"):
-            stale.unlink()
-        base = self._layer(vm.name, key, size, 0, str(spec["file"]))
-        log = WriteLog(self.state / "chains" / vm.name / f"{key}.log", grains.count(size))
+        base = self.layer(vm.name, key, size, 0, str(spec["file"]), create=True)
+        log = WriteLog(self.state / "chains" / vm.name / f"{key}.log", grains.count(size), create=True)
         disk = Disk(self.lun, vm.gate, key, str(spec.get("label", f"Hard disk {key - 1999}")), size, [base], log)
         contents.fill(disk, str(spec.get("contents", "empty")), seed=f"{vm.name}/{key}", scratch=self.state)
         return disk

@@ -13,12 +13,15 @@ from pathlib import Path
 
 
 class MappedWords:
-    """A file of u32 words in memory, one per grain."""
+    """A file of u32 words in memory, one per grain; with `create` a new one, of zeros."""
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path, count: int, *, create: bool) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
+        self._fd = os.open(path, flags, 0o600)
         try:
+            if not create and os.fstat(self._fd).st_size != 4 * count:
+                raise ValueError(f"{path} is damaged: {os.fstat(self._fd).st_size} bytes, not {4 * count}")
             os.posix_fallocate(self._fd, 0, 4 * count)  # a full host disk is an error here, not a SIGBUS later
             self._mmap = mmap.mmap(self._fd, 4 * count)
         except BaseException:
@@ -47,8 +50,8 @@ class Layer(MappedWords):
         frozen: the view of the chain that ends here, once no write can reach it.
     """
 
-    def __init__(self, path: Path, count: int, *, id: int, name: str) -> None:
-        super().__init__(path, count)
+    def __init__(self, path: Path, count: int, *, id: int, name: str, create: bool) -> None:
+        super().__init__(path, count, create=create)
         self.id = id
         self.name = name
         self.generation = 0

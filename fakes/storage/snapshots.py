@@ -51,10 +51,8 @@ def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRec
 
 
 def _delta(store: Datastore, vm: Vm, disk: Disk) -> Layer:
-    path = store.state / "chains" / vm.name / f"{disk.key}-{disk.next_layer}.map"
-    path.unlink(missing_ok=True)
     name = paths.delta_name(disk.chain[0].name, [layer.name for layer in disk.chain])
-    return Layer(path, disk.grains, id=disk.next_layer, name=name)
+    return store.layer(vm.name, disk.key, disk.size, disk.next_layer, name, create=True)
 
 
 def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int, Layer]) -> truth.Job:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from fakes.core.fabric import FabricError
 from fakes.storage import snapshots
 from fakes.storage.datastore import Datastore
 from fakes.storage.grains import GRAIN
+from fakes.storage.truth import TruthKeeper
 from tests.fakes.storage.world import SIZES, audit, content, digests, frozen, live, opened, truth, with_vm
 
 GRAINS = 40
@@ -167,7 +169,7 @@ def test_writing(tmp_path: Path) -> None:
             assert found == new
 
 
-def test_truth_survives_a_kill_before_it_was_taken(tmp_path: Path) -> None:
+def test_truth_survives_a_kill_before_it_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan's grains stay pinned over a kill, a removal of the snapshot, and later writes to the same place."""
 
     def snapshot_remove_write(store: Datastore) -> None:
@@ -176,13 +178,28 @@ def test_truth_survives_a_kill_before_it_was_taken(tmp_path: Path) -> None:
         made = snapshots.create(store, vm, "third", "")
         for identity in (1, 2, made.id):
             snapshots.remove(store, vm, identity, children=False)
-        live(store, 2000).write(pattern("z", 7), 0)
+        live(store, 2000).write(pattern("y", 4), 0)
         os.kill(os.getpid(), signal.SIGKILL)
 
     _, now = prepared(tmp_path / "s")
     assert not run_and_die(tmp_path / "s", snapshot_remove_write, 1 << 30)
-    store = opened(tmp_path / "s", GRAINS)
-    assert content(live(store, 2000)) == pattern("z", 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(TruthKeeper, "start", lambda self: None)
+        store = opened(tmp_path / "s", GRAINS)
+    for letter in "vwxz":  # new grains are needed as long as the old ones are pinned
+        live(store, 2000).trim(7 * GRAIN, 0)
+        live(store, 2000).write(pattern(letter, 7), 0)
+    with pytest.raises(FabricError, match="not complete yet"):
+        truth(store, 3, wait=0.01)
+    store.truth.start()
     assert truth(store, 3) == {key: digests(data) for key, data in now.items()}
+    assert content(live(store, 2000)) == pattern("z", 7)
     audit(store)
     store.close()
+
+
+def test_a_lost_map_is_an_error(tmp_path: Path) -> None:
+    prepared(tmp_path / "s")
+    (tmp_path / "s" / "chains" / "web" / "2000-0.map").unlink()
+    with pytest.raises(FileNotFoundError):
+        opened(tmp_path / "s", GRAINS)
