@@ -90,7 +90,7 @@ class Context:
         headers = self.headers.without(*_DROPPED)
         answer = await self.world.upstream.request("POST", "/sdk", headers, self.raw, deadline)
         clean = self.world.sanitiser.fetched if self.call.method == "Fetch" else self.world.sanitiser.clean
-        return Reply(answer.status, answer.headers, clean(answer.body, self.client[0]))
+        return Reply(answer.status, answer.headers, clean(answer.body, self.client[0], self.call.this_id))
 
 
 Handler = Callable[[Context], Awaitable[Reply]]

@@ -80,6 +80,17 @@ def _files(backing: Any) -> list[str]:
     return chain
 
 
+async def show_frozen(world: World, snapshot: str, chains: dict[int, list[str]]) -> None:
+    """Makes a snapshot's config show these files; vcsim has no way to change it, so replies are patched."""
+    reference = vim.vm.Snapshot(snapshot, None)
+    devices = (await world.admin.properties(reference, "config.hardware.device"))["config.hardware.device"]
+    held = {d.key: _files(d.backing) for d in devices if isinstance(d, vim.vm.device.VirtualDisk)}
+    if all(held.get(key) == chain for key, chain in chains.items()):
+        world.sanitiser.frozen.pop(snapshot, None)
+    else:
+        world.sanitiser.frozen[snapshot] = chains
+
+
 async def pin_layout(world: World, vm: Any) -> None:
     """Keeps vcsim from deleting a wrong file at the next removal: no snapshot's layout names a file (section 9)."""
     layouts = (await world.admin.properties(vm, "layoutEx.snapshot")).get("layoutEx.snapshot") or []

@@ -70,7 +70,7 @@ class Settings:
     state: Path | None = None
     flags: Sequence[str] = ()
     username: str = "administrator"
-    password: str = "VMware1!"
+    password: str = field(default="VMware1!", repr=False)
 
 
 @dataclass
@@ -87,7 +87,7 @@ class _Address:
 class Gateway:
     """See the module. Attributes that other rooms read: `storage`, `owns_tasks`."""
 
-    settings: Settings
+    settings: Settings = field(repr=False)
     storage: Storage | None = field(init=False, default=None)
     owns_tasks: bool = field(init=False, default=True)
 
@@ -431,7 +431,16 @@ class Gateway:
         return Reply.xml(500, soap.fault(value, "A general system error occurred: no answer in time")), "SystemError"
 
     async def _fetch(self, context: Context) -> Reply:
-        return GuestOperations.auth_manager(context) or await context.forward()
+        """Fetch reads one property; vcsim refuses some that a vCenter has, which are shown as unset instead."""
+        reply = GuestOperations.auth_manager(context) or await context.forward()
+        if reply.status != 200 and isinstance(reply.body, bytes) and (match := _FAULT.search(reply.body)):
+            call, fault = context.call, match[1]
+            lacking = fault == b"InvalidProperty" and soap.has_property(call.this_type, call.leaf.get("prop", ""))
+            # hosts are copied from a template whose references to some managers name nothing
+            dangling = fault == b"ManagedObjectNotFound" and call.this_id.startswith("ha-")
+            if lacking or (dangling and self.settings.view == "vcenter"):
+                return Reply.xml(200, soap.response("Fetch", ""))
+        return reply
 
     async def _exclusive(self, context: Context) -> Reply:
         """Forwards a task that changes a VM, keeping the VM's lock until it has ended; power is told to the storage."""

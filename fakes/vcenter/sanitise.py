@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass, field
+from xml.sax.saxutils import escape
 
 from pyVmomi import VmomiSupport
 
@@ -17,6 +18,8 @@ from fakes.vcenter import soap
 
 # 8.2 #2: enumerations that vcsim sends empty since v0.53.0; pyVmomi can not read an empty enumeration.
 _EMPTY_ENUM = re.compile(rb"<(faultToleranceState|recordReplayState)(?:\s[^>]*)?(?:/>|></\1>)")
+# The same defect in the SNMP agent's limits, which vcsim never fills.
+_EMPTY_CAPABILITY = re.compile(rb"(</maxBufferSize>)<capability(?:/>|></capability>)")
 # 8.2 #3: TaskInfo.name is the simulator's name, not the method's.
 _TASK_NAME = re.compile(rb'(<task type="Task">[^<]*</task>)<name>([^<]*)</name>')
 _TASK_NAME_VALUE = re.compile(rb"(<name>info\.name</name><val(?:\s[^>]*)?>)([^<]*)(</val>)")
@@ -31,6 +34,13 @@ _OWN_TASK = re.compile(rb'(<task type="Task">(task-[0-9]+)</task>)(?!<name>)')
 _SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
 _VERSION = re.compile(rb"<version>6\.5\.0</version><build>\d+</build>")
 _FULL_NAME = re.compile(rb"(<fullName>VMware (?:vCenter Server|ESXi)) 6\.5\.0 build-\d+")
+# A snapshot's config can not be changed in vcsim; its disks' files can, when a snapshot below it has been merged.
+_SNAPSHOT_PART = re.compile(
+    rb'(<obj type="VirtualMachineSnapshot">(snapshot-[0-9]+)</obj>)(.*?)(?=<obj type="|\Z)', re.DOTALL
+)
+_DISK = re.compile(rb'<(\w+)(?=[^>]*type="(?:\w+:)?VirtualDisk")[^>]*><key>(-?[0-9]+)</key>.*?</\1>', re.DOTALL)
+_FILE_NAME = re.compile(rb"<fileName>[^<]*</fileName>")
+_PARENT = re.compile(rb"<parent[\s>].*</parent>|<deltaDiskFormat>[^<]*</deltaDiskFormat>", re.DOTALL)
 _SPECIAL = {"PowerOn": "PowerOnVM_Task", "PowerOff": "PowerOffVM_Task", "Suspend": "SuspendVM_Task"}
 _SPECIAL |= {"Reset": "ResetVM_Task", "RevertSnapshot": "RevertToCurrentSnapshot_Task"}
 
@@ -49,6 +59,24 @@ def task_name(name: str) -> str | None:
     return _SPECIAL.get(name) or _task_methods().get(name.removesuffix("_Task").lower())
 
 
+def _show_chain(disk: bytes, chain: list[str]) -> bytes:
+    """The XML of a disk with that chain of files (base first) in its backing."""
+    names = [f"<fileName>{escape(path)}</fileName>".encode() for path in chain]
+    parents = b""
+    for name in names[:-1]:
+        parents = b"<parent>" + name + b"<diskMode>persistent</diskMode>" + parents + b"</parent>"
+    disk = _FILE_NAME.sub(lambda _: names[-1], _PARENT.sub(b"", disk), count=1)
+    return disk.replace(b"</backing>", parents + b"</backing>", 1)
+
+
+def _show_chains(part: bytes, chains: dict[int, list[str]]) -> bytes:
+    def show(match: re.Match[bytes]) -> bytes:
+        chain = chains.get(int(match[2]))
+        return _show_chain(match[0], chain) if chain else match[0]
+
+    return _DISK.sub(show, part)
+
+
 def _rename_info(match: re.Match[bytes]) -> bytes:
     name = task_name(match[2].decode())
     return match[1] + (f"<name>{name}</name>".encode() if name else b"")
@@ -64,16 +92,22 @@ class Sanitiser:
 
     `replace`: identities of the vcsim process → those of this gateway (they are unique tokens).
     `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
+    `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps.
     """
 
     replace: dict[bytes, bytes] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)
     named: dict[bytes, str] = field(default_factory=dict)
+    frozen: dict[str, dict[int, list[str]]] = field(default_factory=dict)
 
-    def clean(self, body: bytes, client: str = "") -> bytes:
-        """A reply as the client at that address may see it."""
+    def clean(self, body: bytes, client: str = "", this: str = "") -> bytes:
+        """The reply of a call on object `this`, as the client at that address may see it."""
+        if self.frozen and b'"VirtualDisk"' in body:
+            body = self._frozen(body, this)
         if b"State" in body:
             body = _EMPTY_ENUM.sub(b"", body)
+        if b"<maxBufferSize>" in body:
+            body = _EMPTY_CAPABILITY.sub(rb"\1", body)
         if b'type="Task"' in body:
             body = self._tasks(body)
         if b"info.name" in body:
@@ -86,6 +120,16 @@ class Sanitiser:
         for old, new in self.replace.items():
             body = body.replace(old, new)
         return body
+
+    def _frozen(self, body: bytes, this: str) -> bytes:
+        if this in self.frozen:
+            return _show_chains(body, self.frozen[this])
+
+        def show(match: re.Match[bytes]) -> bytes:
+            chains = self.frozen.get(match[2].decode())
+            return match[1] + _show_chains(match[3], chains) if chains else match[0]
+
+        return _SNAPSHOT_PART.sub(show, body)
 
     def _tasks(self, body: bytes) -> bytes:
         body = _TASK_NAME.sub(_rename_info, body)
@@ -106,8 +150,8 @@ class Sanitiser:
             return b""
         return match[0]
 
-    def fetched(self, body: bytes, client: str = "") -> bytes:
+    def fetched(self, body: bytes, client: str = "", this: str = "") -> bytes:
         """The reply to `Fetch`, which vcsim answers in a wrong shape when the property is unset (8.2 #1)."""
         if b"<RetrievePropertiesExResponse" in body[:800]:
             return soap.response("Fetch", "")
-        return self.clean(body, client)
+        return self.clean(body, client, this)

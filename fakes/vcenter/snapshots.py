@@ -306,6 +306,10 @@ class Snapshots:
         if managed is not None and self._owner.storage is not None:
             state = await self._owner.storage.get(managed)
             await devices.set_chains(world, vm, state.chains)
+            known = {identity: moid for moid, identity in world.snapshots.get(managed.name, {}).items()}
+            for kept in state.snapshots:
+                if kept.id in known:
+                    await devices.show_frozen(world, known[kept.id], frozen_chains(state, kept))
         await devices.restore_stubs(world)
 
     async def replay(self, world: World, vm: VirtualMachine, state: StoredVm) -> None:

@@ -195,6 +195,15 @@ def method_info(name: str) -> Any:
     return VmomiSupport.GetWsdlMethod(VIM25, name).info
 
 
+def has_property(kind: str, name: str) -> bool:
+    """Whether objects of that wsdl type have the property in the API version that is served."""
+    try:
+        info = VmomiSupport.GetWsdlType(VIM25, kind)._GetPropertyInfo(name)
+    except (KeyError, AttributeError):
+        return False
+    return bool(VmomiSupport.IsChildVersion(VERSION, info.version))
+
+
 def arguments(raw: bytes) -> dict[str, Any]:
     """The parameters of a call (`identify`d before) as pyVmomi objects. Raises MalformedRequest."""
     reader = _Arguments()
