@@ -11,7 +11,7 @@ Facts behind the form (lab reference section 2, flow reference section 8):
   belongs to no connection meets `invalid` or `stray`, so that it never looks like an attempt.
 * `ct mark set N` lets connection tracking give packets and bytes per rule (`marks`). `log group 5` with the rule's id
   as prefix names the deciding rule for every first packet; `queue-threshold 1` makes the kernel deliver at once.
-* A block stands before the established rule, matches replies too (not their SYNs), and so cuts open connections.
+* A block stands before the established rule, matches both directions of what its initiator opened, and so cuts it.
 * nft 1.0.6: one brace a line; generated names have a prefix and never equal a keyword.
 """
 
@@ -33,7 +33,9 @@ SNAPLEN = 96
 COUNTER_PREFIX = "vp_"
 
 _NEW = {"tcp": "ct state new tcp flags & (fin | syn | rst | ack) == syn", "udp": "ct state new"}
-_REPLY_TCP = "tcp flags & (syn | ack) != syn"
+# An open connection's packets, told apart by who opened it: a block of A to B leaves what B opened to A alone.
+_OPEN_THERE = "ct state established,related ct direction original"
+_OPEN_BACK = "ct state established,related ct direction reply"
 _VERDICT = {
     Action.ALLOW: "accept",
     Action.DROP: "drop",
@@ -142,8 +144,8 @@ def _overlay_lines(overlay: Overlay, addresses: Addresses) -> list[str]:
         if overlay.action is Action.ALLOW:
             back = _back(overlay, addresses, protocol)
             # Both directions of what it opened, so that an older block's reply lines do not cut it.
-            lines.append(f'{there} ct state established,related accept comment "{overlay.id} open"')
-            lines.append(f'{back} ct state established,related ct direction reply accept comment "{overlay.id} open"')
+            lines.append(f'{there} {_OPEN_THERE} accept comment "{overlay.id} open"')
+            lines.append(f'{back} {_OPEN_BACK} accept comment "{overlay.id} open"')
             match = f"{there} {_NEW[protocol]}"
             lines.append(_deciding(match, overlay.id, overlay.action, overlay_mark(overlay), overlay.id, protocol))
             continue
@@ -155,14 +157,19 @@ def _overlay_lines(overlay: Overlay, addresses: Addresses) -> list[str]:
 
 
 def _cut_lines(overlay: Overlay, addresses: Addresses, there: str, protocol: str) -> list[str]:
-    """Ends open connections in both directions; apart from the deciding line, so that this never counts as an attempt."""
+    """Ends open connections in both directions; apart from the deciding line, so that this never counts as an attempt.
+
+    `invalid` is what connection tracking calls their packets once it has been made to forget them.
+    """
     back = _back(overlay, addresses, protocol)
-    if protocol == "tcp":
-        there, back = f"{there} {_REPLY_TCP}", f"{back} {_REPLY_TCP}"
-    else:
-        back = f"{back} ct direction reply"
+    matches = [
+        f"{there} {_OPEN_THERE}",
+        f"{back} {_OPEN_BACK}",
+        f"{there} ct state invalid",
+        f"{back} ct state invalid",
+    ]
     verdict = _verdict(overlay.action, protocol)
-    return [f'{match} counter {verdict} comment "{overlay.id} cut"' for match in (there, back)]
+    return [f'{match} counter {verdict} comment "{overlay.id} cut"' for match in matches]
 
 
 def _back(overlay: Overlay, addresses: Addresses, protocol: str) -> str:

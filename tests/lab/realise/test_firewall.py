@@ -148,6 +148,31 @@ def test_a_reset_block_ends_an_open_connection_at_once() -> None:
     asyncio.run(scenario())
 
 
+def test_a_block_of_one_direction_leaves_the_other_alone() -> None:
+    async def scenario() -> None:
+        both = Policy.model_validate(
+            {
+                "name": "both",
+                "profile": "12.3",
+                "rules": [
+                    {"id": "A", "from": "proxy", "to": "esxi", "ports": "any"},
+                    {"id": "B", "from": "esxi", "to": "proxy", "ports": "any"},
+                ],
+            }
+        )
+        async with firewalled(both) as (world, firewall):
+            world.answer(SERVER, 902)
+            world.answer(CLIENT, 4000)
+            client = await _open(world)
+            assert await _talks(client)
+            await firewall.block(Target(None, SERVER, CLIENT, "any"), "drop")
+            assert await _talks(client), "what the proxy opened goes on"
+            assert await world.connect(CLIENT, SERVER, 902) == "open"
+            assert await world.connect(SERVER, CLIENT, 4000) == "timed out"
+
+    asyncio.run(scenario())
+
+
 def test_the_newest_change_decides_and_allow_undoes_or_opens() -> None:
     async def scenario() -> None:
         async with firewalled() as (world, firewall):
