@@ -2,8 +2,9 @@
 """TCP flows put together from frames: one flow = one connection attempt.
 
 A new SYN (other initial sequence number) on the same 5-tuple is a new flow; the same SYN again is a retransmission.
-Payload is counted by sequence numbers on the frames that came *in*, so a retransmission adds nothing and a frame that
-the capture lost is still counted. *Activity* is a list of short intervals with payload, for checks against step marks.
+Payload is counted by sequence numbers on the frames that went *out*: what the firewall stopped is not counted, a
+retransmission adds nothing, and a frame that the capture lost is still counted. *Activity* is a list of short intervals
+with payload, for checks against step marks.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class TcpFlow:
             self._reset(frame, utc, number, initiator)
         elif frame.flags & SYN:
             self._handshake(frame, utc, number)
-        elif not frame.outgoing:
+        elif frame.outgoing:
             self._payload(frame, utc, initiator)
 
     def _handshake(self, frame: Frame, utc: int, number: int) -> None:
@@ -164,7 +165,7 @@ class Tracker:
         key = (frame.src, frame.sport, frame.dst, frame.dport)
         flow = self._current.get(key)
         opening = frame.flags & (SYN | ACK | RST) == SYN
-        if flow is None or (opening and (flow.isn != frame.seq or flow.src != frame.src or flow.sport != frame.sport)):
+        if flow is None or (opening and _is_new(flow, frame)):
             flow = TcpFlow(*key, start=utc if opening else None, isn=frame.seq if opening else None)
             self.flows.append(flow)
             self._current[key] = flow
@@ -184,3 +185,10 @@ class Tracker:
         if not seen:
             flow.icmp.append(what)
         return True
+
+
+def _is_new(flow: TcpFlow, frame: Frame) -> bool:
+    """True when this SYN begins another connection; False for a repeat, and for the frame that leaves the router."""
+    if flow.isn != frame.seq or (flow.src, flow.sport) != (frame.src, frame.sport):
+        return True
+    return not frame.outgoing and bool(flow.fin or flow.rst)

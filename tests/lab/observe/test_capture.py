@@ -159,7 +159,7 @@ def test_stop_without_start_is_an_error(tmp_path: Path) -> None:
 
 
 def test_free_space(tmp_path: Path) -> None:
-    assert 0 < free_bytes(tmp_path)
+    assert free_bytes(tmp_path) > 0
 
 
 def test_entering_what_is_no_namespace_is_an_error(tmp_path: Path) -> None:

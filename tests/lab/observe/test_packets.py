@@ -41,8 +41,8 @@ def test_open_connection(tmp_path: Path) -> None:
     assert flow["synack_out"] == T0 + MS + 5000
     assert (flow["sent"], flow["received"], flow["retransmits"]) == (40, 5300, 0)
     assert [a[2:] for a in flow["activity"]] == [[40, 300], [0, 5000]]
-    assert flow["activity"][1][0] == T0 + 900 * MS
-    assert flow["fin"] == T0 + 1000 * MS
+    assert flow["activity"][1][0] == T0 + 900 * MS + 5000
+    assert flow["fin"] == T0 + 1000 * MS + 5000
     assert flow["rst"] == [] and flow["icmp"] == []
 
 

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""Reads a run folder into `Evidence`. The capture is read by a process of its own (`lab.observe.packets`, scapy).
+
+Files: run.json, events.jsonl, capture.pcapng, packets.jsonl (made here), nflog.jsonl, conntrack.jsonl,
+counters-before.json, counters-after.json, policy.yaml, overlays.jsonl, topology.yaml, vcenter/journal.jsonl,
+esxi-*/journal.jsonl, guest-*/freeze.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from firewall_rules.errors import RuleError
+from firewall_rules.load import load_matrix, load_policy
+from firewall_rules.overlay import Overlay
+from lab.judge.evidence import Capture, Evidence, Record
+from lab.judge.rules import Change, PolicyBook
+from lab.judge.world import World
+from lab.observe.errors import EvidenceMissing
+from lab.topology import load as load_topology
+
+PACKETS_DEADLINE = 300.0
+
+
+def read(folder: Path) -> Evidence:
+    """The evidence of a run.
+
+    Raises:
+        EvidenceMissing: a file that no verdict can do without is not there or can not be read.
+    """
+    about = _document(folder / "run.json")
+    if not about.get("began") or not about.get("ended"):
+        raise EvidenceMissing(f"{folder.name}: the recording was cut short")
+    began, ended = int(about["began"]["utc"]), int(about["ended"]["utc"])
+    topology = load_topology(_needed(folder / "topology.yaml"))
+    try:
+        policy = load_policy(_needed(folder / "policy.yaml"))
+        matrix = load_matrix(policy.profile)
+        changes = [_change(line) for line in _lines(folder / "overlays.jsonl")]
+    except (RuleError, KeyError, ValueError) as exc:
+        raise EvidenceMissing(f"{folder.name}: rules can not be read: {exc}") from exc
+    names = {address: host for host, address in topology.addresses().items()}
+    packets = _packets(folder)
+    log, log_lost = _with_loss(folder / "nflog.jsonl")
+    tracking, tracking_lost = _with_loss(folder / "conntrack.jsonl")
+    session = about.get("session")
+    events = _lines(_needed(folder / "events.jsonl"))
+    return Evidence(
+        run=str(about.get("run", folder.name)),
+        kind=str(about.get("kind", "job")),
+        session=session,
+        began=began,
+        ended=ended,
+        world=World.of(topology),
+        matrix=matrix,
+        rules=PolicyBook(policy, matrix, topology.addresses_by_role(), names, changes),
+        capture=_trust(about, packets),
+        events=[e for e in events if session is None or e.get("session") == session],
+        tcp=_inside([p for p in packets if p["kind"] == "tcp"], began, ended),
+        others=[p for p in packets if p["kind"] == "other" and p["last"] >= began and p["first"] <= ended],
+        log=log,
+        log_lost=log_lost,
+        tracking=tracking,
+        tracking_lost=tracking_lost,
+        before=_document(folder / "counters-before.json"),
+        after=_document(folder / "counters-after.json"),
+        counted_from=_span(about.get("counted_from")),
+        counted_to=_span(about.get("counted_to")),
+        gateway=_optional(folder / "vcenter" / "journal.jsonl"),
+        esxi={p.parent.name: _timed(_lines(p)) for p in sorted(folder.glob("esxi-*/journal.jsonl"))},
+        freezes={
+            p.parent.name.removeprefix("guest-"): _timed(_lines(p)) for p in sorted(folder.glob("guest-*/freeze.jsonl"))
+        },
+    )
+
+
+def _needed(path: Path) -> Path:
+    if not path.is_file():
+        raise EvidenceMissing(f"{path.parent.name}: {path.name} is missing")
+    return path
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_needed(path).read_text())
+    except (OSError, ValueError) as exc:
+        raise EvidenceMissing(f"{path.parent.name}: {path.name} can not be read: {exc}") from exc
+    if not isinstance(found, dict):
+        raise EvidenceMissing(f"{path.parent.name}: {path.name} holds no object")
+    return found
+
+
+def _lines(path: Path) -> list[Record]:
+    """Objects of a JSON-lines file; none when it is not there. A last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    found: list[Record] = []
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError as exc:
+            if number == len(lines):
+                break
+            raise EvidenceMissing(f"{path.parent.name}: {path.name}:{number} is not JSON") from exc
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _optional(path: Path) -> list[Record] | None:
+    return _timed(_lines(path)) if path.is_file() else None
+
+
+def _timed(records: list[Record]) -> list[Record]:
+    """The same records with `utc` in nanoseconds; journals may write ISO 8601 text."""
+    for record in records:
+        if isinstance(record.get("utc"), str):
+            moment = datetime.fromisoformat(record["utc"].replace("Z", "+00:00"))
+            whole = int(moment.replace(microsecond=0).timestamp())
+            record["utc"] = whole * 1_000_000_000 + moment.microsecond * 1000
+    return records
+
+
+def _span(value: Any) -> tuple[int, int] | None:
+    return (int(value[0]), int(value[1])) if value else None
+
+
+def _with_loss(path: Path) -> tuple[list[Record], int]:
+    """Records of a netlink reader, and how many it reported as lost (`{"lost": n}` lines)."""
+    lines = _lines(_needed(path))
+    return [x for x in lines if "src" in x], sum(int(x["lost"]) for x in lines if "lost" in x and "src" not in x)
+
+
+def _change(line: Record) -> Change:
+    overlays = tuple(Overlay.model_validate(o) for o in line["overlays"])
+    return Change(int(line["utc"]), int(line.get("settled") or line["utc"]), overlays)
+
+
+def _packets(folder: Path) -> list[Record]:
+    """`packets.jsonl`, made from the capture unless it is there and newer."""
+    capture, target = _needed(folder / "capture.pcapng"), folder / "packets.jsonl"
+    if not target.is_file() or target.stat().st_mtime_ns < capture.stat().st_mtime_ns:
+        command = [sys.executable, "-m", "lab.observe.packets", str(capture)]
+        partial = folder / "packets.jsonl.new"
+        root = Path(__file__).resolve().parents[2]
+        try:
+            with partial.open("wb") as out:
+                done = subprocess.run(
+                    command, stdout=out, stderr=subprocess.PIPE, cwd=root, timeout=PACKETS_DEADLINE, check=False
+                )
+        except subprocess.TimeoutExpired as exc:
+            raise EvidenceMissing(f"{folder.name}: the capture was not read within {PACKETS_DEADLINE:.0f} s") from exc
+        if done.returncode:
+            raise EvidenceMissing(f"{folder.name}: {done.stderr.decode(errors='replace').strip()}")
+        partial.replace(target)
+    lines = _lines(target)
+    if not lines or lines[-1].get("kind") != "capture":
+        raise EvidenceMissing(f"{folder.name}: packets.jsonl is cut short")
+    return lines
+
+
+def _inside(tcp: list[Record], began: int, ended: int) -> list[Record]:
+    """Flows of the run's time; one whose SYN came before it has no start here."""
+    found = []
+    for flow in tcp:
+        if flow["end"] < began or (flow["start"] or 0) > ended:
+            continue
+        found.append({**flow, "start": None} if flow["start"] and flow["start"] < began else flow)
+    return found
+
+
+def _trust(about: dict[str, Any], packets: list[Record]) -> Capture:
+    """Whether the absence of a packet proves anything."""
+    capture = about.get("capture") or {}
+    if capture.get("error"):
+        return Capture(False, str(capture["error"]))
+    if int(capture.get("dropped") or 0):
+        return Capture(False, f"dumpcap dropped {capture['dropped']} packets")
+    if not capture.get("flushed"):
+        return Capture(False, "nothing proves that the last packets reached the file")
+    if not packets[-1]["packets"]:
+        return Capture(False, "the capture holds no packet")
+    return Capture(True)
