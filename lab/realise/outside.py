@@ -19,9 +19,11 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.errors import ControlFailed
@@ -30,7 +32,11 @@ from lab.realise import kernel
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 16
 
-METHODS: dict[str, str] = {"ping": "lab.realise.outside:ping"}
+METHODS: dict[str, str] = {
+    "ping": "lab.realise.outside:ping",
+    "guardian": "lab.realise.outside:guardian",
+}
+GUARDIAN_GRACE = 20.0
 
 
 @dataclass
@@ -47,6 +53,32 @@ Method = Callable[[Caretaker, dict[str, Any], list[int]], Answer]
 def ping(caretaker: Caretaker, params: dict[str, Any], fds: list[int]) -> Answer:
     """Its pid; shows that the caretaker lives."""
     return {"pid": os.getpid(), "cleanups": len(caretaker.cleanups)}, ()
+
+
+def guardian(caretaker: Caretaker, params: dict[str, Any], fds: list[int]) -> Answer:
+    """Starts the guests' guardian on a listening socket; the caretaker ends after it, so that nobody is left behind."""
+    from fakes.linux_guest import guardian as guests
+
+    place = len(caretaker.cleanups)
+    result, out = guests.outside(caretaker, params, fds)
+    caretaker.cleanups.insert(place, lambda: _wait_gone(int(result["pid"]), GUARDIAN_GRACE))
+    return result, out
+
+
+def _wait_gone(pid: int, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while running(pid):
+        if time.monotonic() > end:
+            raise TimeoutError(f"process {pid} has not ended after {timeout:g} s")
+        time.sleep(0.005)
+
+
+def running(pid: int) -> bool:
+    """Whether a process of that pid runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def start() -> tuple[int, socket.socket]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import InputError, VadplabError
+from fakes.core import fabric
 from firewall_rules.errors import RuleError
 from lab.errors import ControlFailed, HostUnknown, LabFailed, ProcessFailed, exit_status, of_rules
 from lab.realise import kernel, mounts, zygote
@@ -166,6 +167,13 @@ class Supervisor:
         if ready_timeout is not None:
             await self.processes.ready(process, ready_timeout)
         return process
+
+    async def start_guardian(self) -> Path:
+        """Starts the guests' guardian outside the lab's pid namespace; gives the socket where guests find it."""
+        path = self.fabric / "guardian.sock"
+        with fabric.listen(path) as listener:
+            await self.outside.call("guardian", fds=[listener.fileno()])
+        return path
 
     def netns(self, host: str | None) -> int | None:
         """The descriptor of a host's network namespace; None for no host. Raises HostUnknown."""
