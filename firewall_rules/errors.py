@@ -3,6 +3,7 @@
 
     RuleError                rules.invalid
     ├── FileInvalid          rules.file            a YAML file cannot be used
+    ├── PolicyUnusable       rules.policy          a policy names roles or rows that do not exist
     ├── PortsInvalid         rules.ports           a port specification cannot be understood
     ├── UnknownRow           rules.unknown-row     a row id that the matrix does not have
     ├── UnknownEndpoint      rules.unknown-host    neither a role nor a host of this world
@@ -26,6 +27,12 @@ class FileInvalid(RuleError):
     """A matrix or policy file cannot be used."""
 
     code = "rules.file"
+
+
+class PolicyUnusable(RuleError):
+    """A policy names roles or rows that do not exist."""
+
+    code = "rules.policy"
 
 
 class PortsInvalid(RuleError):

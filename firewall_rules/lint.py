@@ -82,6 +82,11 @@ def lint(
     return sorted(found, key=lambda finding: rank.index(finding.severity))
 
 
+def unusable(policy: Policy, matrix: Matrix) -> list[Finding]:
+    """Findings that keep a policy from being put in force at all: names that do not exist."""
+    return [finding for rule in policy.rules for finding in _names(rule, matrix)]
+
+
 def errors(findings: list[Finding]) -> list[Finding]:
     """Those that make the policy unusable or insufficient."""
     return [finding for finding in findings if finding.severity is Severity.ERROR]

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from firewall_rules.errors import FileInvalid, RuleError
+from firewall_rules.errors import FileInvalid, PolicyUnusable, RuleError
+from firewall_rules.lint import unusable
 from firewall_rules.model import Matrix, Policy, Row
 
 HERE = Path(__file__).parent
@@ -69,11 +70,14 @@ def _rows(path: Path, body: dict[str, Any]) -> list[Row]:
     return found
 
 
-def load_policy(source: str | Path) -> Policy:
+def load_policy(source: str | Path, *, names: bool = True) -> Policy:
     """A policy from a file, or a shipped one by its name (`default-12.3`).
 
+    Args:
+        names: refuse unknown roles and rows; without it `lint` can report them.
+
     Raises:
-        FileInvalid: no such policy, or the file is broken.
+        FileInvalid: no such policy, or the file is broken. PolicyUnusable: it names what does not exist.
     """
     path = Path(source)
     if not path.is_file() and path.name == str(source):
@@ -82,9 +86,22 @@ def load_policy(source: str | Path) -> Policy:
         raise FileInvalid(f"no policy {str(source)!r}: give a file, or one of {', '.join(policy_names())}")
     body = _mapping(path)
     try:
-        return Policy.model_validate(body)
+        policy = Policy.model_validate(body)
     except ValidationError as exc:
         raise FileInvalid(f"{path.name}: {explain(exc)}") from exc
+    if names:
+        check(policy)
+    return policy
+
+
+def check(policy: Policy, matrix: Matrix | None = None) -> None:
+    """Refuses a policy that cannot be put in force.
+
+    Raises:
+        FileInvalid: no matrix for its profile. PolicyUnusable: unknown roles or rows, all of them in one message.
+    """
+    if wrong := unusable(policy, matrix or load_matrix(policy.profile)):
+        raise PolicyUnusable(f"policy {policy.name}: " + "; ".join(f"{f.message}. {f.next}" for f in wrong))
 
 
 def policy_names() -> list[str]:

@@ -26,6 +26,7 @@ from lab.observe.nfnetlink import READ_SIZE, Message, NetfilterSocket, attribute
 
 GROUP = 5
 SNAPLEN = 96
+RECEIVE_BUFFER = 8 << 20
 _SUBSYSTEM = 4
 _PACKET, _CONFIG = _SUBSYSTEM << 8 | 0, _SUBSYSTEM << 8 | 1
 _CMD_BIND = 1
@@ -115,22 +116,33 @@ def _headers(packet: bytes) -> tuple[str, str, str, int, int, str, int]:
 class LogReader:
     """Reads one NFLOG group of a namespace inside an asyncio loop. Only one reader can hold a group at a time.
 
-    Use `start`, then `records()` or `on_record`, then `stop`. `received` and `lost` count records.
+    Use `start`, then `records()` or `on_record`, then `stop`. `received` counts records.
     """
 
     def __init__(
-        self, netns: int | None, group: int = GROUP, on_record: Callable[[LogRecord], None] | None = None
+        self,
+        netns: int | None,
+        group: int = GROUP,
+        on_record: Callable[[LogRecord], None] | None = None,
+        receive_buffer: int = RECEIVE_BUFFER,
     ) -> None:
         self.received = 0
-        self.lost = 0
+        self._gaps = 0
+        self._overrun = False
         self._netns = netns
         self._group = group
+        self._receive_buffer = receive_buffer
         self._on_record = on_record
         self._socket: NetfilterSocket | None = None
         self._file: TextIO | None = None
         self._next: int | None = None
         self._interfaces: dict[int, str] = {}
         self._queues: list[asyncio.Queue[LogRecord | None]] = []
+
+    @property
+    def lost(self) -> int:
+        """Records that are missing. After a full buffer their number shows with the next record; until then it is 1."""
+        return self._gaps + (1 if self._overrun else 0)
 
     @property
     def complete(self) -> bool:
@@ -143,7 +155,7 @@ class LogReader:
         Raises:
             OSError: the kernel refuses (EBUSY or EPERM: another reader holds the group).
         """
-        reader = NetfilterSocket(self._netns)
+        reader = NetfilterSocket(self._netns, self._receive_buffer)
         try:
             for body in (
                 attribute(_CFG_CMD, bytes([_CMD_BIND])),
@@ -206,8 +218,7 @@ class LogReader:
         except OSError as exc:
             if exc.errno != errno.ENOBUFS:
                 raise
-            # How many went is shown by the gap in the numbers of the next record; if none comes, one is a fair minimum.
-            self.lost += 1
+            self._overrun = True
             return True
         now = time.time_ns()
         lines = []
@@ -228,8 +239,9 @@ class LogReader:
         self.received += 1
         if sequence is None:
             return
-        if self._next is not None and sequence != self._next:
-            self.lost += (sequence - self._next) & 0xFFFFFFFF
+        self._overrun = False
+        if self._next is not None:
+            self._gaps += (sequence - self._next) & 0xFFFFFFFF
         self._next = (sequence + 1) & 0xFFFFFFFF
 
     def _deliver(self, record: LogRecord) -> None:

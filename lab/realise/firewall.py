@@ -15,9 +15,7 @@ from typing import Any
 
 from firewall_rules.errors import RuleError
 from firewall_rules.evaluate import Decision, evaluate
-from firewall_rules.lint import errors as lint_errors
-from firewall_rules.lint import lint
-from firewall_rules.load import load_matrix
+from firewall_rules.load import check, load_matrix
 from firewall_rules.model import DEFAULT_RULE, INVALID_RULE, STRAY_RULE, Action, Addresses, Matrix, Policy, Rule
 from firewall_rules.overlay import Overlay, newest_first
 from firewall_rules.ports import text as port_text
@@ -74,7 +72,10 @@ class RuleState:
 
 
 class Firewall:
-    """Drives the firewall of one router namespace, given as an open descriptor (None: this namespace)."""
+    """Drives the firewall of one router namespace, given as an open descriptor (None: this namespace).
+
+    `matrix` stands in for the shipped one of the policy's profile.
+    """
 
     def __init__(self, netns: int | None, matrix: Matrix | None = None) -> None:
         self._netns = netns
@@ -104,9 +105,7 @@ class Firewall:
     @property
     def matrix(self) -> Matrix:
         """The matrix of the policy's profile."""
-        if self._matrix is None or self._matrix.profile != self.policy.profile:
-            self._matrix = load_matrix(self.policy.profile)
-        return self._matrix
+        return self._matrix or load_matrix(self.policy.profile)
 
     @property
     def overlays(self) -> tuple[Overlay, ...]:
@@ -136,12 +135,9 @@ class Firewall:
             PolicyInvalid: unknown roles or rows. FirewallMissing, FirewallFailed: nothing was changed.
         """
         try:
-            matrix = load_matrix(policy.profile) if self._matrix is None else self._matrix
+            check(policy, self._matrix)
         except RuleError as exc:
-            raise PolicyInvalid(f"policy {policy.name}: {exc}") from exc
-        wrong = [f for f in lint_errors(lint(policy, matrix, addresses=addresses)) if f.code in _FATAL]
-        if wrong:
-            raise PolicyInvalid("; ".join(f"{f.message}. {f.next}" for f in wrong))
+            raise PolicyInvalid(str(exc)) from exc
         async with self._change:
             await self._nft.settings(SETTINGS)
             await self._load(policy, addresses, self._overlays)
@@ -324,7 +320,6 @@ class Firewall:
             raise FirewallFailed(f"open connections could not be cut: {exc.strerror}") from exc
 
 
-_FATAL = frozenset({"lint.unknown-role", "lint.unknown-row"})
 _ENDS = {"row", "from", "to", "port"}
 _PARAMETERS: dict[str, set[str]] = {
     "show": set(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.steps import BY_ID
-from firewall_rules.errors import FileInvalid, RuleError, UnknownRow
+from firewall_rules.errors import FileInvalid, PolicyUnusable, RuleError, UnknownRow
 from firewall_rules.load import dump_policy, load_matrix, load_policy, policy_names
 from firewall_rules.model import Consequence, Semantics
 from firewall_rules.needs import KINDS, kind_of, needed
@@ -124,6 +124,14 @@ def test_a_broken_policy_is_one_clear_error(text: str, word: str, tmp_path: Path
     with pytest.raises(FileInvalid, match=word) as caught:
         load_policy(path)
     assert "\n" not in str(caught.value)
+
+
+def test_unknown_roles_and_rows_are_one_error_unless_lint_wants_them(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("{name: p, profile: '12.3', rules: [{id: A, row: Q1, from: proxie, to: esxi, ports: 1}]}")
+    with pytest.raises(PolicyUnusable, match=r"'proxie' is not a role.*no row 'Q1'"):
+        load_policy(path)
+    assert load_policy(path, names=False).rules[0].initiators == ("proxie",)
 
 
 def test_a_missing_policy_names_those_there_are() -> None:

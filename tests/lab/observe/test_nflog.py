@@ -107,6 +107,37 @@ def test_each_first_packet_is_logged_with_its_rule(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @root
+def test_a_flood_is_logged_or_its_loss_is_counted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with routed() as world:
+            firewall = Firewall(world.router)
+            await firewall.apply(load_policy("default-12.3"), WORLD)
+            sender = world.socket(CLIENT, socket.SOCK_DGRAM)
+            for buffer, may_lose in ((8 << 20, False), (4096, True)):
+                await firewall.zero()
+                reader = LogReader(world.router, receive_buffer=buffer)
+                await reader.start(tmp_path / f"{buffer}.jsonl")
+                for sent in range(1, 3001):
+                    sender.sendto(b"denied", (world.address(SERVER), 9999))
+                    while not may_lose and sent % 50 == 0 and reader._read():
+                        pass
+                # One more after the buffer was emptied: its number shows how many are missing.
+                while reader._read():
+                    pass
+                sender.sendto(b"last", (world.address(SERVER), 9999))
+                await reader.stop()
+                counted = (await firewall.counters())["default"].packets
+                assert counted == 3001 == reader.received + reader.lost
+                assert reader.complete == (not may_lose)
+                lines = (tmp_path / f"{buffer}.jsonl").read_text().splitlines()
+                assert len(lines) == reader.received
+            await firewall.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.root
+@root
 def test_records_can_be_awaited() -> None:
     async def scenario() -> None:
         with routed() as world:
