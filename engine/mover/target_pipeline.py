@@ -31,6 +31,7 @@ class TargetPipeline:
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._root: str | None = None
+        self._committed = False
         self._blocks = 0
         self._thread = threading.Thread(target=self._guard, name="target", daemon=True)
         self._thread.start()
@@ -45,10 +46,14 @@ class TargetPipeline:
             raise NotReady(f"{self.disk.file}: the stream has not ended after {deadline:.0f} s", step="21")
         if self._error is not None:
             raise self._error
-        return self.disk.commit(root=self._root)
+        stored = self.disk.commit(root=self._root)
+        self._committed = True
+        return stored
 
     def stop(self) -> None:
-        """Gives up: what was written is removed."""
+        """Gives up: what was written is removed, unless it was committed."""
+        if self._committed:
+            return
         self._stopped.set()
         if self._error is None:
             self._error = Stopped(f"{self.disk.file}: the task was stopped", step="21")

@@ -60,6 +60,7 @@ class MoverTask:
         self._throttle = Throttle(None)
         self._stop = threading.Event()
         self._listener: DataListener | None = None
+        self._dialed: DataLink | None = None
         self._link: asyncio.Future[DataLink] | None = None
         self._session: NetworkSession | None = None
         self._source: NetworkSource | None = None
@@ -101,6 +102,7 @@ class MoverTask:
             link, _ = datalink.connect(
                 connection, self.identity, expect=params.name, token=params.token, step="7", silence=silence
             )
+            self._dialed = link
             return self._opened(link)
 
         work = _background(connect)
@@ -234,6 +236,7 @@ class MoverTask:
                     end.close()
         if self._target is not None:
             self._target.stop()
+        self._note_bytes()
 
     def _open_network(self, params: protocol.SourceOpen) -> dict[str, Any]:
         mode = "nbdssl" if params.mode == "nbdssl" else "nbd"
@@ -273,6 +276,15 @@ class MoverTask:
         link = self._link
         if link is not None:
             link.result().close()
+        self._note_bytes()
+
+    def _note_bytes(self) -> None:
+        """The side that opened the link writes its totals, once."""
+        link, self._dialed = self._dialed, None
+        if link is not None:
+            self.events.emit(
+                "bytes", step=link.step, attempt=link.route.attempt, sent=link.sent, received=link.received
+            )
 
     async def _ready_link(self) -> DataLink:
         if self._link is None:
