@@ -68,6 +68,7 @@ class RunBuilder:
     log_lost: int = 0
     end: float = 5000
     links: dict[str, Link] = field(default_factory=dict)
+    said: list[tuple[float, str, int, int]] = field(default_factory=list)
     _port: int = 40000
 
     def event(self, kind: str, at: float, host: str, step: str | None, task: str | None = None, **more: Any) -> None:
@@ -142,10 +143,7 @@ class RunBuilder:
         link = self.links[name]
         if use:
             self.event("use", at - 0.1, host or "backup-server", use, link.task, attempt=name)
-        if sent:
-            link.talk.say(utc(at), sent)
-        if received:
-            link.talk.say(utc(at + 1), received, mine=False)
+        self.said.append((at, name, sent, received))
         if link.tracking:
             link.tracking["packets_out"] += 2
             link.tracking["packets_in"] += 2
@@ -167,6 +165,7 @@ class RunBuilder:
     def write(self, folder: Path) -> Path:
         """The run folder."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._speak()
         (folder / "topology.yaml").write_text(find(None).read_text())
         (folder / "policy.yaml").write_text(yaml.safe_dump(self.policy.model_dump(mode="json", by_alias=True)))
         self.wire.write(folder / "capture.pcapng")
@@ -190,6 +189,16 @@ class RunBuilder:
         spans = {"counted_from": [utc(-20), utc(-10)], "counted_to": [utc(self.end + 1), utc(self.end + 2)]}
         (folder / "run.json").write_text(json.dumps({**about, **times, **spans, "capture": self.capture}))
         return folder
+
+    def _speak(self) -> None:
+        """Puts the payload on the wire in order of time, so that sequence numbers rise with it."""
+        for at, name, sent, received in sorted(self.said):
+            talk = self.links[name].talk
+            if sent:
+                talk.say(utc(at), sent)
+            if received:
+                talk.say(utc(at + 1), received, mine=False)
+        self.said.clear()
 
     def evidence(self, tmp_path: Path) -> Evidence:
         """Through the folder, as a real run; the capture is read in this process to save time."""
