@@ -189,6 +189,9 @@ def test_truth_survives_a_kill_before_it_was_taken(tmp_path: Path, monkeypatch: 
     for letter in "vwxz":  # new grains are needed as long as the old ones are pinned
         live(store, 2000).trim(7 * GRAIN, 0)
         live(store, 2000).write(pattern(letter, 7), 0)
+    everything = store.lun.allocate(store.lun.free // GRAIN, -1, 0)
+    assert not any(store.lun.pins[grain] for grain in everything)
+    store.lun.release(everything)
     with pytest.raises(FabricError, match="not complete yet"):
         truth(store, 3, wait=0.01)
     store.truth.start()

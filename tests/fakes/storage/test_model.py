@@ -17,8 +17,11 @@ from fakes.storage import snapshots
 from fakes.storage.grains import GRAIN
 from tests.fakes.storage.world import SIZES, audit, content, digests, frozen, live, opened, truth, with_vm
 
-GRAINS = 26
+GRAINS = 32
 KEYS = st.sampled_from(sorted(SIZES))
+PLACE = st.integers(0, 6)
+WITHIN = st.sampled_from([0, 0, 1, 512, GRAIN - 512])
+LENGTH = st.sampled_from([GRAIN, 1, 512, 4096, 2 * GRAIN, 3 * GRAIN + 700, 8 * GRAIN])
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -43,16 +46,16 @@ class StorageMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     @staticmethod
-    def _range(key: int, at: float, share: float, grid: int) -> tuple[int, int]:
-        size = SIZES[key]
-        start = int(at * (size - 1)) // grid * grid
-        return start, max(1, min(int(share * size), size - start))
+    def _range(key: int, grain: int, within: int, length: int) -> tuple[int, int]:
+        start = (grain * GRAIN + within) % SIZES[key]
+        return start, min(length, SIZES[key] - start)
 
-    @rule(
-        key=KEYS, at=st.floats(0, 1), share=st.floats(0, 1), grid=st.sampled_from([1, 512, GRAIN]), seed=st.integers()
-    )
-    def write(self, key: int, at: float, share: float, grid: int, seed: int) -> None:
-        start, length = self._range(key, at, share, grid)
+    @rule(key=KEYS, grain=PLACE, within=WITHIN, length=LENGTH, seed=st.integers(0, 99))
+    def write(self, key: int, grain: int, within: int, length: int, seed: int) -> None:
+        self._write(key, grain, within, length, seed)
+
+    def _write(self, key: int, grain: int, within: int, length: int, seed: int) -> None:
+        start, length = self._range(key, grain, within, length)
         data = random.Random(seed).randbytes(length)
         try:
             live(self.store, key).write(memoryview(data), start)
@@ -61,9 +64,9 @@ class StorageMachine(RuleBasedStateMachine):
             return
         self.now[key][start : start + length] = data
 
-    @rule(key=KEYS, at=st.floats(0, 1), share=st.floats(0, 1), grid=st.sampled_from([1, 512, GRAIN]))
-    def zero(self, key: int, at: float, share: float, grid: int) -> None:
-        start, length = self._range(key, at, share, grid)
+    @rule(key=KEYS, grain=PLACE, within=WITHIN, length=LENGTH)
+    def zero(self, key: int, grain: int, within: int, length: int) -> None:
+        start, length = self._range(key, grain, within, length)
         try:
             live(self.store, key).zero(length, start)
         except OSError as exc:  # the edges may need a grain of their own: then what lies between is zeroed already
@@ -72,24 +75,29 @@ class StorageMachine(RuleBasedStateMachine):
             return
         self.now[key][start : start + length] = bytes(length)
 
-    @rule(key=KEYS, at=st.floats(0, 1), share=st.floats(0, 1), grid=st.sampled_from([512, GRAIN]))
-    def trim(self, key: int, at: float, share: float, grid: int) -> None:
-        start, length = self._range(key, at, share, grid)
+    @rule(key=KEYS, grain=PLACE, within=WITHIN, length=LENGTH)
+    def trim(self, key: int, grain: int, within: int, length: int) -> None:
+        start, length = self._range(key, grain, within, length)
         live(self.store, key).trim(length, start)
         first, end = -(-start // GRAIN) * GRAIN, start + length
         end = end if end == SIZES[key] else end // GRAIN * GRAIN
         if end > first:
             self.now[key][first:end] = bytes(end - first)
 
-    @rule()
-    def snapshot(self) -> None:
+    @rule(seed=st.integers(0, 9999))
+    def snapshot(self, seed: int) -> None:
+        """A few writes first, so that neighbouring snapshots differ."""
+        rng = random.Random(seed)
+        for _ in range(seed % 4):
+            place = (rng.choice(sorted(SIZES)), rng.randrange(7), rng.choice((0, 512)), rng.choice((4096, 2 * GRAIN)))
+            self._write(*place, rng.randrange(100))
         made = snapshots.create(self.store, self.vm, "s", "")
         assert made.parent == (self.present[-1] if self.present else None)
         self.present.append(made.id)
         self.taken[made.id] = {key: bytes(data) for key, data in self.now.items()}
 
     @precondition(lambda self: self.present)
-    @rule(which=st.integers(0, 99), children=st.booleans())
+    @rule(which=st.integers(0, 5), children=st.booleans())
     def remove(self, which: int, children: bool) -> None:
         at = which % len(self.present)
         snapshots.remove(self.store, self.vm, self.present[at], children=children)
@@ -130,6 +138,6 @@ class StorageMachine(RuleBasedStateMachine):
 
 
 StorageMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStorage = StorageMachine.TestCase
