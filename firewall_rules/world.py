@@ -28,8 +28,10 @@ def hosts_of(name: str, addresses: Addresses) -> dict[str, str]:
             found[name] = members[name]
     if not found and not roles.known(name):
         hosts = sorted({host for members in addresses.values() for host in members})
-        near = f"hosts are {', '.join(hosts)}" if hosts else "this world has no hosts"
-        raise UnknownEndpoint(f"{name!r} is neither a host nor a role; {near}; roles are {', '.join(roles.ROLES)}")
+        near = f"hosts with an address are {', '.join(hosts)}" if hosts else "this world has no hosts"
+        raise UnknownEndpoint(
+            f"{name!r} is neither a host nor a role; {near}; roles among them: {', '.join(addresses)}"
+        )
     return found
 
 

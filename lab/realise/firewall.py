@@ -157,6 +157,7 @@ class Firewall:
             made = target.overlay(self._next_id("block"), WITH[with_], self.matrix, self._addresses, new_only)
             kept = tuple(o for o in self._overlays if not o.same_target(made))
             await self._load(self.policy, self._addresses, (*kept, made))
+            self._made += 1
             cut = await self._cut(made) if made.cuts else 0
         return made, cut
 
@@ -174,6 +175,7 @@ class Firewall:
             kept = tuple(o for o in self._overlays if o not in gone)
             enough = allowed_everywhere(made, self.policy, self._addresses, kept)
             await self._load(self.policy, self._addresses, kept if enough else (*kept, made))
+            self._made += 0 if enough else 1
         return [o for o in gone if o.action is not Action.ALLOW], None if enough else made
 
     async def reset(self) -> list[Overlay]:
@@ -259,8 +261,8 @@ class Firewall:
         await self._nft.close()
 
     def _next_id(self, kind: str) -> str:
-        self._made += 1
-        return f"{kind}-{self._made}"
+        """Numbers are not used again in the life of a firewall, so that an id in a log means one thing."""
+        return f"{kind}-{self._made + 1}"
 
     async def _load(self, policy: Policy, addresses: Addresses, overlays: tuple[Overlay, ...]) -> None:
         before = await self._present()

@@ -15,7 +15,7 @@ from firewall_rules.load import load_policy
 from firewall_rules.model import Policy
 from firewall_rules.verdict import Verdict
 from lab.realise.firewall import Firewall, Target
-from lab.realise.nft_errors import FirewallMissing, PolicyInvalid, RequestInvalid, TargetUnknown
+from lab.realise.nft_errors import FirewallFailed, FirewallMissing, PolicyInvalid, RequestInvalid, TargetUnknown
 from lab.realise.nft_library import NftLibrary
 from tests.lab.realise.routed import CLIENT, OTHER, SERVER, WORLD, Routed, needs_root, routed
 
@@ -340,5 +340,32 @@ def test_listeners_hear_of_every_change_of_the_overlays() -> None:
             stop()
             await firewall.control("reset", {})
             assert heard == [["block-1"], ["block-1", "block-2"], ["block-2"]]
+
+    asyncio.run(scenario())
+
+
+def test_rules_that_the_kernel_refuses_change_nothing() -> None:
+    async def scenario() -> None:
+        async with firewalled() as (world, firewall):
+            world.answer(SERVER, 902)
+            library = NftLibrary(world.router)
+            for wrong in ("flush chain inet vadplab vp_forward\nnonsense", "flush chain inet vadplab vp_forward\n"
+                          "add rule inet vadplab vp_forward counter name vp_absent accept"):  # fmt: skip
+                with pytest.raises(FirewallFailed, match="refused"):
+                    await library.run(wrong)
+            assert await world.connect(CLIENT, SERVER, 902) == "open"
+            assert await world.connect(CLIENT, SERVER, 903, deadline=0.3) == "timed out"
+            await library.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_namespace_that_cannot_be_entered_is_one_clear_error() -> None:
+    async def scenario() -> None:
+        with open("/dev/null") as no_namespace:
+            firewall = Firewall(no_namespace.fileno())
+            with pytest.raises(FirewallMissing, match="namespace"):
+                await firewall.apply(load_policy("default-12.3"), WORLD)
+            await firewall.close()
 
     asyncio.run(scenario())
