@@ -346,7 +346,7 @@ def test_listeners_hear_of_every_change_of_the_overlays() -> None:
 
 def test_rules_that_the_kernel_refuses_change_nothing() -> None:
     async def scenario() -> None:
-        async with firewalled() as (world, firewall):
+        async with firewalled() as (world, _):
             world.answer(SERVER, 902)
             library = NftLibrary(world.router)
             for wrong in ("flush chain inet vadplab vp_forward\nnonsense", "flush chain inet vadplab vp_forward\n"
@@ -362,7 +362,7 @@ def test_rules_that_the_kernel_refuses_change_nothing() -> None:
 
 def test_a_namespace_that_cannot_be_entered_is_one_clear_error() -> None:
     async def scenario() -> None:
-        with open("/dev/null") as no_namespace:
+        with socket.socket() as no_namespace:
             firewall = Firewall(no_namespace.fileno())
             with pytest.raises(FirewallMissing, match="namespace"):
                 await firewall.apply(load_policy("default-12.3"), WORLD)
