@@ -27,7 +27,7 @@ class VadplabError(Exception):
     """An error of the catalogue."""
 
     code: ClassVar[str] = "internal"
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     symptom: ClassVar[str] = "failed"
     advice: ClassVar[str] = "Report this with the logs: it should not happen."
 
@@ -83,6 +83,7 @@ class RemoteError(VadplabError):
             next=fields.get("next"),
         )
         self.fields = fields
+        self.exit_code = int(fields.get("exit_code") or self.exit_code)
 
     def to_dict(self) -> dict[str, Any]:
         return {

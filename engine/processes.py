@@ -164,16 +164,20 @@ async def in_thread(function: Callable[[], T], *, deadline: float, what: str = "
     return work.result()
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Entry of a process's `__main__`: a VadplabError becomes one line on standard error and its exit code."""
+def reported(main: Callable[[], int]) -> int:
+    """The exit code of a process: an error of the catalogue becomes two lines on standard error and its code."""
     try:
-        code = main(sys.argv[1:])
+        return main()
     except VadplabError as exc:
         sys.stderr.write(f"{exc}\n  {exc.next}\n")
-        code = exc.exit_code
+        return exc.exit_code
     except KeyboardInterrupt:
-        code = 1
-    sys.exit(code)
+        return 1
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Entry of a process's `__main__`: runs `main` with the arguments and ends with its exit code (see `reported`)."""
+    sys.exit(reported(lambda: main(sys.argv[1:])))
 
 
 async def _discard(stream: asyncio.StreamReader | None) -> None:

@@ -28,8 +28,9 @@ from pyVmomi import SoapAdapter, VmomiSupport, vim, vmodl
 
 from engine.dialer import Connection, Dialer
 from engine.errors import AuthenticationFailed, ConnectTimedOut, ThumbprintMismatch, VadplabError, from_oserror
+from engine.rpc.tuning import tune
 
-CALL_TIMEOUT = 30.0
+CALL_TIMEOUT = 20.0
 TASK_POLL = 0.2
 FALLBACK_VERSION = "vim.version.v8_0_3_0"
 
@@ -423,6 +424,7 @@ class VSphere:
         context.verify_mode = ssl.CERT_NONE  # the certificate is pinned by its thumbprint instead
         if self._keylog is not None:
             context.keylog_filename = str(self._keylog)
+        tune(connection.sock)
         connection.sock.settimeout(timeout)
         try:
             sock = context.wrap_socket(connection.sock, server_hostname=self.address)

@@ -6,3 +6,12 @@ tasks      one task per VM disk            links      those interfaces over real
 snapshot   mark, create, commit            guest      freeze and thaw of one VM's guest
 report     step events, progress, result
 """
+
+from __future__ import annotations
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the process (`engine.manager.__main__`)."""
+    from engine.manager.__main__ import main as entry
+
+    return entry(argv)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 from pathlib import Path
 
 from engine import config as configuration
 from engine.manager.links import RealPeers, ServiceLink
 from engine.manager.sequence import BackupSequence
-from engine.processes import ready, run
+from engine.processes import ready, reported
 from engine.rpc.client import Client
 
 LOOPBACK = "127.0.0.1"
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--service-address", default=LOOPBACK)
     parser.add_argument("--service-port", type=int, required=True)
     arguments = parser.parse_args(argv)
-    return asyncio.run(manage(arguments.config, arguments.session, arguments.service_address, arguments.service_port))
+    work = manage(arguments.config, arguments.session, arguments.service_address, arguments.service_port)
+    return reported(lambda: asyncio.run(work))
 
 
 async def manage(path: Path, session: str, address: str, port: int) -> int:
@@ -69,4 +71,4 @@ def stop_once(job: asyncio.Task[dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main(sys.argv[1:]))

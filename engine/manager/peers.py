@@ -103,7 +103,9 @@ class VSphere(Protocol):
 class Peers(Protocol):
     """Opens all of them."""
 
-    service: Service
+    @property
+    def service(self) -> Service:
+        """The Backup Service that started this run."""
 
     async def transport(self, server: dict[str, Any], *, step: str) -> Transport:
         """Connects to a server's Transport Service."""

@@ -141,7 +141,7 @@ def _vm(run: VmRun) -> dict[str, Any]:
         "orphan": run.orphan,
         "tasks": [
             {
-                "task": t.id, "disk": t.disk.label, "proxy": t.proxy, "repository": t.repository, **t.moved,
+                "task": t.id, "disk": t.disk.label, "proxy": t.proxy, "repository": t.repository, "moved": t.moved,
                 "error": t.error.to_dict() if t.error else None,
             }
             for t in run.tasks

@@ -389,7 +389,9 @@ class BackupSequence(Run):
         task.moved = await unless_closed(
             reading, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
         )
-        task.stored = await task.target.call("target.commit", step="21", deadline=STORE_DEADLINE)
+        task.stored = await task.target.call(
+            "target.commit", step="21", deadline=STORE_DEADLINE, root=task.moved.get("root")
+        )
 
     # 6  commit
 

@@ -14,7 +14,7 @@ from engine.errors import ConnectError, VadplabError
 from engine.vsphere import VSphereFault
 
 NAME = "VADPLAB BACKUP TEMPORARY SNAPSHOT"
-PAUSES = (1.0, 2.0, 4.0)
+PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 class SnapshotOrphaned(VadplabError):

@@ -140,7 +140,15 @@ class Database:
             for vm in vms:
                 disks = [DiskRow(key=d.key, label=d.label, path=d.path, capacity=d.capacity) for d in vm.disks]
                 session.add(
-                    VmRow(vcenter=vcenter, moref=vm.moref, name=vm.name, uuid=vm.uuid, host=vm.host, disks=disks)
+                    VmRow(
+                        vcenter=vcenter,
+                        moref=vm.moref,
+                        name=vm.name,
+                        uuid=vm.uuid,
+                        host=vm.host,
+                        power="on" if vm.powered_on else "off",
+                        disks=disks,
+                    )
                 )
 
     def store_facts(self, server: str, facts: dict[str, Any], problem: str | None) -> None:
@@ -343,7 +351,9 @@ class Database:
     @staticmethod
     def _vm(row: VmRow) -> dict[str, Any]:
         disks = [{"key": d.key, "label": d.label, "path": d.path, "capacity": d.capacity} for d in row.disks]
-        return {"name": row.name, "moref": row.moref, "uuid": row.uuid, "host": row.host, "disks": disks}
+        return {
+            "name": row.name, "moref": row.moref, "uuid": row.uuid, "host": row.host, "power": row.power, "disks": disks,
+        }  # fmt: skip
 
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:

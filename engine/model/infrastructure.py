@@ -115,9 +115,9 @@ class MoverRules(_Strict):
     """Rules that the Backup Manager gives to the Data Movers in step 6. `throttle`: bytes a second."""
 
     throttle: int | None = Field(default=None, ge=65536)
-    compression_level: int = Field(default=1, ge=-7, le=19)
+    compression_level: int = Field(default=1, ge=1, le=19)
     cluster_bits: int = Field(default=16, ge=16, le=16)
-    workers: int = Field(default=2, ge=1, le=32)
+    workers: int = Field(default=2, ge=1, le=16)
 
 
 class Job(_Strict):

@@ -71,6 +71,7 @@ class VmRow(Base):
     name: Mapped[str] = mapped_column(String(255), index=True)
     uuid: Mapped[str]
     host: Mapped[str]
+    power: Mapped[str]
     disks: Mapped[list[DiskRow]] = relationship(cascade="all, delete-orphan", order_by="DiskRow.key", lazy="selectin")
 
 

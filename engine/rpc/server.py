@@ -208,7 +208,7 @@ class Server:
                 raise
             answer = {"error": Cancelled(f"{method}: cancelled").to_dict()}
         except VadplabError as exc:
-            answer = {"error": exc.to_dict()}
+            answer = {"error": {**exc.to_dict(), "exit_code": exc.exit_code}}
         except Exception as exc:
             traceback.print_exc(file=sys.stderr)
             answer = {"error": VadplabError(f"{method}: {type(exc).__name__} in {self._identity.name}").to_dict()}

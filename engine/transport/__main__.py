@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 from engine import config as configuration
-from engine.processes import ready, run, until_signal
+from engine.processes import ready, reported, until_signal
 from engine.transport.movers import MODULE, Movers
 from engine.transport.service import TransportService
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--mover-module", default=MODULE, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    return asyncio.run(serve(arguments.config, arguments.mover_module))
+    return reported(lambda: asyncio.run(serve(arguments.config, arguments.mover_module)))
 
 
 async def serve(path: Path, mover_module: str) -> int:
@@ -36,4 +37,4 @@ async def serve(path: Path, mover_module: str) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""`python -m engine.console --config FILE [--json|--events] COMMAND…`: see `engine.console.commands`.
+
+Exit codes: 0 done (warnings included), 1 failed or stopped, 2 bad input, 3 something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from engine import config as configuration
+from engine.console.commands import Console
+from engine.console.output import Output
+from engine.errors import VadplabError, catalogue
+
+ERROR_SCHEMA = "vadplab.error/1"
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; prints its result and gives its exit code."""
+    arguments = _parser().parse_args(argv)
+    output = Output("events" if arguments.events else "json" if arguments.json else "text")
+    try:
+        config = configuration.load(arguments.config)
+        document = asyncio.run(_command(Console(config, output), arguments))
+    except VadplabError as exc:
+        output.result({"schema": ERROR_SCHEMA, "run": arguments.session, "result": "failed", "error": exc.to_dict()})
+        return exc.exit_code
+    output.result(document)
+    return exit_code(document.get("error"))
+
+
+def exit_code(error: dict[str, Any] | None) -> int:
+    """The exit code of a result document's error: by its code in the catalogue, else 1."""
+    if error is None:
+        return 0
+    known = {c.code: c.exit_code for c in catalogue()}
+    return known.get(str(error.get("code")), 1)
+
+
+def _command(console: Console, arguments: argparse.Namespace) -> Coroutine[Any, Any, dict[str, Any]]:
+    match (arguments.family, getattr(arguments, "action", None)):
+        case ("job", "run"):
+            return console.job_run(
+                arguments.name, mode=arguments.mode, direction=arguments.direction, session=arguments.session
+            )
+        case ("job", "list"):
+            return console.job_list()
+        case ("job", "show"):
+            return console.job_show(arguments.name)
+        case ("job", "stop"):
+            return console.job_stop(arguments.name)
+        case ("infra", "show"):
+            return console.infra_show()
+        case ("infra", "rescan"):
+            return console.infra_rescan(session=arguments.session)
+        case ("points", _):
+            return console.points_list()
+        case _:
+            return console.restore(
+                arguments.point, disk=arguments.disk, to=arguments.to, vm=arguments.vm, session=arguments.session
+            )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="engine.console", description="Console of the backup engine")
+    parser.add_argument("--config", type=Path, required=True)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the result document only")
+    form.add_argument("--events", action="store_true", help="print progress as JSON lines, then the result document")
+    parser.set_defaults(session=None)
+    families = parser.add_subparsers(dest="family", required=True)
+    job = families.add_parser("job", help="backup jobs").add_subparsers(dest="action", required=True)
+    running = job.add_parser("run", help="run a job; Ctrl-C stops it cleanly")
+    running.add_argument("name")
+    running.add_argument("--mode")
+    running.add_argument("--direction")
+    running.add_argument("--session", help=argparse.SUPPRESS)
+    job.add_parser("list", help="every job")
+    for action, text in (("show", "one job"), ("stop", "stop a job: thaw, commit")):
+        job.add_parser(action, help=text).add_argument("name")
+    infra = families.add_parser("infra", help="infrastructure").add_subparsers(dest="action", required=True)
+    infra.add_parser("show", help="what is known")
+    infra.add_parser("rescan", help="read it anew").add_argument("--session", help=argparse.SUPPRESS)
+    points = families.add_parser("points", help="restore points").add_subparsers(dest="action", required=True)
+    points.add_parser("list", help="every restore point")
+    restore = families.add_parser("restore", help="restore a disk to a new file")
+    restore.add_argument("point")
+    restore.add_argument("--disk", type=int, required=True, help="number (1 for `Hard disk 1`) or key (2000)")
+    restore.add_argument("--to", type=Path, required=True)
+    restore.add_argument("--vm", help="when several VMs have a point of that name")
+    restore.add_argument("--session", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

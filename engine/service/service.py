@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""The methods of the Backup Service (9392). Consoles call the first group, Backup Managers (loopback only) the second.
+
+job.list {}   job.show {name}   job.run {name, mode?, direction?, session?} (progress, then the result document)
+job.stop {name}   infra.show {}   infra.rescan {session?} (progress, then its result document)   points.list {}
+restore.disk {point, disk, vm?, session?} → {name, host, port, token, size, …}; `restore.end {session, result}`
+session.list {}
+
+manager.job, manager.progress, manager.pending, manager.learned, manager.result, resources.acquire, resources.release
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, get_args
+
+from engine.config import EngineConfig
+from engine.errors import InputError, VadplabError
+from engine.events import new_id
+from engine.manager.report import Reporter
+from engine.model.database import Database
+from engine.model.infrastructure import Direction, Mode
+from engine.rpc.server import Call, Peer, Server, UnknownMethod
+from engine.service import restore
+from engine.service.broker import Broker
+from engine.service.jobs import MODULE, Jobs
+from engine.service.rescan import Rescan
+from engine.service.runs import RunState
+
+LOOPBACK = "127.0.0.1"
+
+
+class LoopbackOnly(VadplabError):
+    """A method of Backup Managers was called from another machine."""
+
+    code = "service.loopback-only"
+    symptom = "not allowed"
+    advice = "Only Backup Managers on the backup server may call this method."
+
+
+class BackupService:
+    """Answers on 9392: on the configured address for consoles, on loopback for Backup Managers."""
+
+    def __init__(self, config: EngineConfig, path: Path, database: Database, *, manager_module: str = MODULE) -> None:
+        self.config = config
+        self.database = database
+        self.broker = Broker()
+        self.jobs = Jobs(config, path, database, self.broker, manager_module=manager_module)
+        self._rescanning = asyncio.Lock()
+        self._servers = [Server(config.make_identity(), self._handle, on_disconnect=self._peer_left) for _ in range(2)]
+        self._work: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> int:
+        """Listens, then puts right what earlier runs left; gives the port."""
+        port = await self._servers[0].start(self.config.listen, self.config.port)
+        if self.config.listen not in (LOOPBACK, "0.0.0.0"):
+            await self._servers[1].start(LOOPBACK, port)
+        self.jobs.port = port
+        self._spawn(self.jobs.recover_unfinished())
+        return port
+
+    async def close(self) -> None:
+        """Stops every run (thaw, commit), then the service."""
+        await self.jobs.close()
+        for server in self._servers:
+            await server.close()
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+        self.database.close()
+
+    async def _handle(self, call: Call) -> Any:
+        family = call.method.partition(".")[0]
+        if family in ("manager", "resources"):
+            return await self._for_manager(call)
+        match call.method:
+            case "job.list":
+                return {"jobs": await self.jobs.database(lambda db: db.jobs())}
+            case "job.show":
+                return await self._show_job(call.param("name"))
+            case "job.run":
+                return await self._run_job(call)
+            case "job.stop":
+                return {"name": call.param("name"), "stopped": await self.jobs.stop(call.param("name"))}
+            case "infra.show":
+                return await self._show_infrastructure()
+            case "infra.rescan":
+                return await self._rescan(call)
+            case "points.list":
+                return {"points": await self._points()}
+            case "restore.disk":
+                return await self._restore(call)
+            case "restore.end":
+                return await self._end_restore(call.peer, call.param("session"), call.param("result"))
+            case "session.list":
+                return {"sessions": await self.jobs.database(lambda db: db.sessions())}
+        raise UnknownMethod(f"{self.config.name}: the Backup Service has no method {call.method}")
+
+    async def _for_manager(self, call: Call) -> Any:
+        if not call.peer_address[0].startswith("127.") or call.peer_name != self.config.name:
+            raise LoopbackOnly(f"{call.method} is for Backup Managers on {self.config.name}")
+        session = call.param("session")
+        match call.method:
+            case "manager.job":
+                return await self.jobs.inputs(session)
+            case "manager.progress":
+                for item in call.param("items", list):
+                    self.jobs.find(session).tell(item)
+                return {}
+            case "manager.pending":
+                await self.jobs.pending(session, call.param("pending", dict))
+                return {}
+            case "manager.learned":
+                await self.jobs.learned(session, call.param("fields", dict))
+                return {}
+            case "manager.result":
+                self.jobs.find(session).document = call.param("document", dict)
+                return {}
+            case "resources.acquire":
+                return await self.jobs.acquire(session, call.param("tasks", list))
+            case "resources.release":
+                self.broker.release(session)
+                return {}
+        raise UnknownMethod(f"{self.config.name}: the Backup Service has no method {call.method}")
+
+    async def _show_job(self, name: str) -> dict[str, Any]:
+        job = await self.jobs.database(lambda db: db.job(name))
+        runs = await self.jobs.database(lambda db: db.sessions(subject=name, kind="job"))
+        known = await self.jobs.database(lambda db: db.show())
+        return {
+            "job": job.model_dump(mode="json"),
+            "vms": [vm for vm in known["vms"] if vm["name"] in job.vms],
+            "last_runs": [{k: r[k] for k in ("id", "state", "result", "created", "ended")} for r in runs[:10]],
+        }
+
+    async def _show_infrastructure(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self.jobs.database(lambda db: db.show())
+        load = self.broker.load()
+        for server in found["servers"]:
+            seen = "ok" if server["facts"] else "never seen"
+            server["state"] = server["problem"] or seen
+            server["tasks_running"] = load[server["name"]]
+        return found
+
+    async def _run_job(self, call: Call) -> dict[str, Any]:
+        name, session = call.param("name"), call.param("session", default=None) or new_id()
+        options = {
+            "mode": _one_of(call.param("mode", default=None), Mode, "mode"),
+            "direction": _one_of(call.param("direction", default=None), Direction, "direction"),
+        }
+        events = self.config.event_log("service", session=session)
+        try:
+            state = await self.jobs.begin(name, session, options)
+            with Reporter(events, state.tell).step("1", job=name):
+                pass  # the console's call is the start
+        finally:
+            events.close()
+        return await self._watch(call, state)
+
+    async def _rescan(self, call: Call) -> dict[str, Any]:
+        session = call.param("session", default=None) or new_id()
+        await self.jobs.database(lambda db: db.begin_session(session, "rescan", "infrastructure"))
+        state = RunState(session, "rescan", "infrastructure")
+        self._spawn(self._perform_rescan(state))
+        return await self._watch(call, state)
+
+    async def _perform_rescan(self, state: RunState) -> None:
+        events = self.config.event_log("service", session=state.session)
+        result: dict[str, Any] = {}
+        try:
+            async with self._rescanning:
+                result = await Rescan(self.config, self.database, Reporter(events, state.tell), state.session).run()
+        except BaseException:
+            error = VadplabError("the rescan was interrupted")
+            result = {"run": state.session, "kind": "rescan", "result": "failed", "error": error.to_dict()}
+            raise
+        finally:
+            events.close()
+            with contextlib.suppress(VadplabError):
+                await self.jobs.database(lambda db: db.end_session(state.session, result["result"], result))
+            state.end(result)
+
+    async def _points(self) -> list[dict[str, Any]]:
+        servers = await self.jobs.database(lambda db: db.servers())
+        events = self.config.event_log("service")
+        try:
+            return await restore.points(self.config, events, servers)
+        finally:
+            events.close()
+
+    async def _restore(self, call: Call) -> dict[str, Any]:
+        session = call.param("session", default=None) or new_id()
+        point, disk, vm = call.param("point"), call.param("disk", int), call.param("vm", default=None)
+        await self.jobs.database(lambda db: db.begin_session(session, "restore", point))
+        servers = await self.jobs.database(lambda db: db.servers())
+        events = self.config.event_log("service", session=session)
+        report = Reporter(events, lambda item: self._spawn(_quiet(call.progress(item))))
+        try:
+            going = await restore.start(self.config, report, servers, session, point=point, vm=vm, disk=disk)
+        except BaseException:
+            await self.jobs.database(lambda db: db.end_session(session, "failed", {}))
+            events.close()
+            raise
+        restores: dict[str, restore.Restoring] = call.peer.data.setdefault("restores", {})
+        restores[session] = going
+        return going.answer
+
+    async def _end_restore(self, peer: Peer, session: str, result: str) -> dict[str, Any]:
+        going: restore.Restoring | None = peer.data.get("restores", {}).pop(session, None)
+        if going is not None:
+            await going.close()
+            await self.jobs.database(lambda db: db.end_session(session, result, {}))
+        return {}
+
+    async def _watch(self, call: Call, state: RunState) -> dict[str, Any]:
+        async for item in state.watch():
+            await call.progress(item)
+        assert state.document is not None
+        return state.document
+
+    def _peer_left(self, peer: Peer) -> None:
+        for session in list(peer.data.get("restores", {})):
+            self._spawn(self._end_restore(peer, session, "failed"))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+
+def _one_of(value: str | None, kind: Any, what: str) -> str | None:
+    if value is not None and value not in get_args(kind):
+        raise InputError(f"unknown {what} {value}; one of {', '.join(get_args(kind))}")
+    return value
+
+
+async def _quiet(work: Any) -> None:
+    with contextlib.suppress(VadplabError, OSError, TimeoutError):
+        await work
