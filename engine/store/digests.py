@@ -25,6 +25,7 @@ class DigestTable:
     """Digests of a disk of `size` bytes, in memory only where a cluster is not zeros."""
 
     def __init__(self, size: int, *, cluster_bits: int = CLUSTER_BITS) -> None:
+        self.size = size
         self.clusters = -(-size >> cluster_bits)
         self._pages: dict[int, bytearray] = {}
         self._zeros = bytes(_PAGE * DIGEST)

@@ -193,7 +193,7 @@ class Points:
         return usage.f_bavail * usage.f_frsize
 
     def _parent(self, job: str, vm: str, point: str) -> Path:
-        if not POINT_ID.match(point):
+        if not POINT_ID.fullmatch(point):
             raise InputError(f"not a restore point id: {point!r} (for example 20261125T071500Z-3f2a)")
         return self.repository / folder_name(job) / folder_name(vm)
 
@@ -220,7 +220,7 @@ class Points:
 
     def _visible(self) -> Iterator[Path]:
         for folder in self.repository.glob("*/*/*"):
-            if folder.is_dir() and POINT_ID.match(folder.name):
+            if folder.is_dir() and POINT_ID.fullmatch(folder.name):
                 yield folder
 
 

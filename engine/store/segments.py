@@ -46,7 +46,7 @@ class SegmentWriter:
         self._full: queue.Queue[tuple[int, int, int] | None] = queue.Queue()
         for index in range(segments):
             self._free.put(index)
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._current = self._free.get()
         self._base = 0
         self._fill = start
@@ -142,8 +142,10 @@ class SegmentWriter:
         self._check()
 
     def _check(self) -> None:
+        if isinstance(self._error, OSError):
+            raise from_write_error(self._error, self.path.name) from self._error
         if self._error is not None:
-            raise from_write_error(self._error, self.path.name)
+            raise self._error
 
     def _write_all(self) -> None:
         while (item := self._full.get()) is not None:
@@ -153,7 +155,7 @@ class SegmentWriter:
                     durable.write_at(
                         self._fd, self._view[index * self._segment : index * self._segment + count], offset
                     )
-                except OSError as exc:
+                except BaseException as exc:
                     self._error = exc
             self._free.put(index)
 

@@ -77,8 +77,8 @@ def require_intact(report: Report, *, point: str, disk: str) -> None:
 def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = 2) -> Report:
     """Checks the bytes of every cluster of the disk against its digest; the tables are taken as they are."""
     report = Report(clusters=reader.clusters, cluster=reader.cluster)
-    if reader.clusters != table.clusters:
-        report.problems.append(f"{reader.clusters} blocks in the file, {table.clusters} digests")
+    if reader.size != table.size:
+        report.problems.append(f"the file holds a disk of {reader.size} bytes, the digests are for {table.size}")
         return report
 
     def one(first: int) -> tuple[int, list[int]]:
