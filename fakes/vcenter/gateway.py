@@ -113,6 +113,7 @@ class Gateway:
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
+            "Login": self._login,
             **dict.fromkeys(guard.EXCLUSIVE, self._exclusive),
             **self._snapshots.handlers(),
             **self._nfc.handlers(),
@@ -441,6 +442,28 @@ class Gateway:
             if lacking or (dangling and self.settings.view == "vcenter"):
                 return Reply.xml(200, soap.response("Fetch", ""))
         return reply
+
+    async def _login(self, context: Context) -> Reply:
+        """A new session sees what the storage holds by now, whoever made it: the other view may have."""
+        reply = await context.forward()
+        if reply.status == 200 and self.storage is not None:
+            for name in context.world.places.vms:
+                try:
+                    async with self.lock(name):
+                        await self._snapshots.reconcile(context.world, self._vms[name])
+                        if self.settings.view == "host":
+                            await self._follow_power(context.world, self._vms[name])
+                except (FabricError, vmodl.MethodFault) as exc:
+                    _log.warning("%s can not be compared with its storage: %s", name, exc)
+        return reply
+
+    async def _follow_power(self, world: World, vm: VirtualMachine) -> None:
+        assert self.storage is not None
+        on, reference = (await self.storage.get(vm)).power_on, world.places.vms[vm.name]
+        state = (await world.admin.properties(reference, "runtime.powerState")).get("runtime.powerState")
+        if (state == "poweredOn") != on:
+            task = await world.admin.call(reference, "PowerOnVM_Task" if on else "PowerOffVM_Task")
+            await world.admin.finished(task)
 
     async def _exclusive(self, context: Context) -> Reply:
         """Forwards a task that changes a VM, keeping the VM's lock until it has ended; power is told to the storage."""

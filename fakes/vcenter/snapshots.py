@@ -314,14 +314,14 @@ class Snapshots:
 
     async def replay(self, world: World, vm: VirtualMachine, state: StoredVm) -> None:
         """Makes vcsim's (new) VM show the snapshots that the storage holds, in their order, under new references."""
+        await self._add(world, vm, state, state.snapshots)
+
+    async def _add(
+        self, world: World, vm: VirtualMachine, state: StoredVm, snapshots: list[StoredSnapshot]
+    ) -> None:
         assert self._owner.storage is not None
         reference = world.places.vms[vm.name]
-        made: dict[Any, Any] = {}
-        current: Any = None
-        for stored in state.snapshots:
-            if stored.parent in made and stored.parent != current:
-                task = await world.admin.call(made[stored.parent], "RevertToSnapshot_Task", suppressPowerOn=True)
-                await world.admin.finished(task)
+        for stored in snapshots:
             await devices.set_chains(world, reference, frozen_chains(state, stored))
             task = await world.admin.call(
                 reference,
@@ -331,13 +331,35 @@ class Snapshots:
                 memory=False,
             )
             world.sanitiser.hidden.add(task._moId.encode())
-            made[stored.id] = await world.admin.finished(task)
-            current = stored.id
+            made = await world.admin.finished(task)
             await devices.pin_layout(world, reference)
-            world.snapshots.setdefault(vm.name, {})[made[stored.id]._moId] = stored.id
+            world.snapshots.setdefault(vm.name, {})[made._moId] = stored.id
             if self._owner.owns_tasks:  # the reference that counts is vCenter's
-                await self._owner.storage.label(vm, stored.id, made[stored.id]._moId)
+                await self._owner.storage.label(vm, stored.id, made._moId)
         await devices.set_chains(world, reference, state.chains)
+
+    async def reconcile(self, world: World, vm: VirtualMachine) -> None:
+        """Shows snapshots that came or went without this gateway (through the other view), under the VM's lock."""
+        assert self._owner.storage is not None
+        state = await self._owner.storage.get(vm)
+        known = world.snapshots.get(vm.name, {})
+        held = [stored.id for stored in state.snapshots]
+        if held == list(known.values()):
+            return
+        reference = world.places.vms[vm.name]
+        for moid, identity in reversed(list(known.items())):
+            if identity not in held:
+                await self._forget(world, vim.vm.Snapshot(moid, None))
+                del known[moid]
+        if held[: len(known)] != list(known.values()):
+            # something is missing below: vcsim can only add at the top, so all are shown anew
+            task = await world.admin.call(reference, "RemoveAllSnapshots_Task", consolidate=True)
+            world.sanitiser.hidden.add(task._moId.encode())
+            await world.admin.finished(task)
+            known.clear()
+        missing = [stored for stored in state.snapshots if stored.id not in known.values()]
+        await self._add(world, vm, state, missing)
+        await self._settle(world, reference, vm)
 
 
 def frozen_chains(state: StoredVm, snapshot: StoredSnapshot) -> dict[int, list[str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +80,11 @@ class Site:
 
     def connect(self, password: str = PASSWORD) -> Any:
         """A logged-in ServiceInstance that verifies the certificate."""
-        session = SmartConnect(host="127.0.0.1", port=self.port, user=USER, pwd=password, sslContext=self.trust)
+        return self.connect_as(USER, password)
+
+    def connect_as(self, user: str, password: str = PASSWORD) -> Any:
+        """The same for another user."""
+        session = SmartConnect(host="127.0.0.1", port=self.port, user=user, pwd=password, sslContext=self.trust)
         self.sessions.append(session)
         return session
 
@@ -95,10 +100,8 @@ class Site:
     def close(self) -> None:
         """Stops everything."""
         for session in self.sessions:
-            try:
+            with contextlib.suppress(Exception):  # the gateway may have been replaced under it
                 Disconnect(session)
-            except Exception:
-                pass  # the gateway may have been replaced under it
         self.loop.run(self.gateway.stop())
         if self.fabric is not None:
             self.fabric.close()
