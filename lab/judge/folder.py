@@ -139,7 +139,7 @@ def _with_loss(path: Path) -> tuple[list[Record], int]:
 
 def _change(line: Record) -> Change:
     overlays = tuple(Overlay.model_validate(o) for o in line["overlays"])
-    return Change(int(line["utc"]), int(line.get("settled") or line["utc"]), overlays)
+    return Change(int(line["utc"]), overlays)
 
 
 def _packets(folder: Path) -> list[Record]:

@@ -17,15 +17,14 @@ BUILT_IN = frozenset({INVALID_RULE, STRAY_RULE, "established", "loopback"})
 """Rules that decide no new connection: what they log and count is no SYN."""
 
 SLACK_NS = 100_000_000
-"""The firewall says what is in force a moment after the kernel does; so much may lie between the two."""
+"""The firewall says what is in force a moment after the kernel obeys it; so much may lie between the two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """These overlays came into force at some time from `utc` to `settled`."""
+    """These overlays came into force at `utc`, or up to `SLACK_NS` before."""
 
     utc: int
-    settled: int
     overlays: tuple[Overlay, ...]
 
 
@@ -43,7 +42,7 @@ class PolicyBook:
         """What was in force at that time, newest first; two answers while a change was taking effect."""
         found: list[tuple[Overlay, ...]] = [self.changes[0].overlays if self.changes else ()]
         for change in self.changes[1:]:
-            if change.settled + SLACK_NS < utc:
+            if change.utc < utc:
                 found = [change.overlays]
             elif change.utc - SLACK_NS <= utc:
                 found.insert(0, change.overlays)

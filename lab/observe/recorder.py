@@ -29,7 +29,6 @@ from lab.observe.errors import CaptureFailed, RunBusy
 from lab.observe.nflog import LogReader
 from lab.observe.runs import RUN_SCHEMA, Limits, check_space, new_folder, prune, write_json
 
-POLL = 0.01
 MODES: tuple[Mode, ...] = ("headers", "full")
 
 
@@ -50,6 +49,7 @@ class FirewallView(Protocol):
     @property
     def overlays(self) -> tuple[Overlay, ...]: ...
     async def counters(self) -> Mapping[str, Counted]: ...
+    def subscribe(self, listener: Callable[[tuple[Overlay, ...]], None]) -> Callable[[], None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Recording:
     log: LogReader
     tracking: FlowReader
     offsets: dict[Path, int]
-    watcher: asyncio.Task[None] | None = None
+    unsubscribe: Callable[[], None] = lambda: None
     problems: list[str] = field(default_factory=list)
 
 
@@ -223,7 +223,7 @@ class Recorder:
         recording.about["capture"] = {"mode": recording.capture.mode}
         recording.about["began"] = mark()
         _overlays(folder, self._firewall.overlays, recording.about["began"]["utc"])
-        recording.watcher = asyncio.create_task(self._watch(folder, self._firewall.overlays))
+        recording.unsubscribe = self._firewall.subscribe(lambda changed: _overlays(folder, changed, time.time_ns()))
         write_json(folder / "run.json", recording.about)
 
     async def _stop(self, recording: Recording) -> None:
@@ -233,7 +233,7 @@ class Recorder:
             about["counted_to"] = await self._counters(folder / "counters-after.json")
         except VadplabError as exc:
             recording.problems.append(f"counters: {exc}")
-        await _cancel(recording.watcher)
+        recording.unsubscribe()
         await recording.log.stop()
         _append(folder / "nflog.jsonl", {"lost": recording.log.lost})
         flows = await recording.tracking.stop()
@@ -275,19 +275,8 @@ class Recorder:
         write_json(path, {rule: {"packets": c.packets, "bytes": c.bytes} for rule, c in counted.items()})
         return [before, after]
 
-    async def _watch(self, folder: Path, known: tuple[Overlay, ...]) -> None:
-        """Writes each change of the overlays with the span of time in which it must have taken effect."""
-        looked = time.time_ns()
-        while True:
-            await asyncio.sleep(POLL)
-            now, overlays = time.time_ns(), self._firewall.overlays
-            if overlays != known:
-                _overlays(folder, overlays, looked, now)
-                known = overlays
-            looked = now
-
     async def _abandon(self, recording: Recording) -> None:
-        await _cancel(recording.watcher)
+        recording.unsubscribe()
         for stop in (recording.log.stop, recording.tracking.stop, recording.capture.kill):
             await _quietly(stop)
 
@@ -297,9 +286,10 @@ def mark() -> dict[str, int]:
     return {"utc": time.time_ns(), "mono": time.monotonic_ns()}
 
 
-def _overlays(folder: Path, overlays: Sequence[Overlay], utc: int, settled: int | None = None) -> None:
+def _overlays(folder: Path, overlays: Sequence[Overlay], utc: int) -> None:
+    """What is in force from now on; the kernel obeys it a moment before (`lab.judge.rules.SLACK_NS`)."""
     entries = [o.model_dump(mode="json", by_alias=True) for o in overlays]
-    _append(folder / "overlays.jsonl", {"utc": utc, "settled": settled or utc, "overlays": entries})
+    _append(folder / "overlays.jsonl", {"utc": utc, "overlays": entries})
 
 
 def _append(path: Path, document: Mapping[str, Any]) -> None:
@@ -325,13 +315,6 @@ def _time_of(line: bytes) -> int:
         return int(json.loads(line)["utc"])
     except (ValueError, KeyError, TypeError):
         return 0
-
-
-async def _cancel(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _quietly(stop: Callable[[], Any]) -> None:

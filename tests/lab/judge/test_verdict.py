@@ -23,7 +23,7 @@ def blocked(result: str, action: Action) -> RunBuilder:
     """One attempt of step 19 that a live block stops."""
     run = RunBuilder()
     block = of_row("block-1", load_matrix("12.3").row("H5"), action)
-    run.overlays = [{"utc": utc(0), "settled": utc(0), "overlays": [block.model_dump(mode="json", by_alias=True)]}]
+    run.overlays = [{"utc": utc(0), "overlays": [block.model_dump(mode="json", by_alias=True)]}]
     run.connect("nfc", 100, "19", "proxy-1", "esxi-1", 902, "block-1", result=result)
     return run
 
@@ -319,8 +319,8 @@ def test_block_during_the_run_splits_the_prediction(tmp_path: Path) -> None:
     run = demo()
     block = of_row("block-1", load_matrix("12.3").row("H5"), Action.DROP).model_dump(mode="json", by_alias=True)
     run.overlays = [
-        {"utc": utc(0), "settled": utc(0), "overlays": []},
-        {"utc": utc(1500), "settled": utc(1510), "overlays": [block]},
+        {"utc": utc(0), "overlays": []},
+        {"utc": utc(1500), "overlays": [block]},
     ]
     run.connect("late", 1800, "19", "proxy-1", "esxi-1", 902, "block-1", result="drop", task="files-vm:2000")
     run.counters["block-1"] += 2
@@ -335,8 +335,8 @@ def test_packet_at_the_instant_of_a_change_may_meet_either_rules(tmp_path: Path)
     run = RunBuilder()
     block = of_row("block-1", load_matrix("12.3").row("H5"), Action.DROP).model_dump(mode="json", by_alias=True)
     run.overlays = [
-        {"utc": utc(0), "settled": utc(0), "overlays": []},
-        {"utc": utc(95), "settled": utc(105), "overlays": [block]},
+        {"utc": utc(0), "overlays": []},
+        {"utc": utc(105), "overlays": [block]},
     ]
     run.connect("nfc", 100, "19", "proxy-1", "esxi-1", 902, "H5")
     flow = only(run.report(tmp_path))
