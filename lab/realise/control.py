@@ -74,6 +74,7 @@ class ControlServer:
                     listening = asyncio.create_task(_listen(lines, request))
                     await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
                     listening.cancel()
+                    await asyncio.wait({listening})  # it must have let go of the socket before the next request
                     if not answering.done():
                         answering.cancel()
                         await asyncio.wait({answering})
