@@ -64,8 +64,8 @@ class Evidence:
     events   `engine.events` lines of the run's session
     tcp      TCP flows of `lab.observe.packets`; others: its non-TCP lines
     log      the firewall's log: utc, prefix (rule id), src, dst, sport, dport, proto
-    tracking conntrack flows: src, dst, sport, dport, proto, states [[utc, name]], start, stop, bytes_out, bytes_in,
-             packets_out, packets_in
+    tracking conntrack flows: src, dst, sport, dport, proto, states (names), start, stop, bytes_orig, bytes_reply,
+             packets_orig, packets_reply
     before, after   rule id → {packets, bytes}; counted_from, counted_to: between which times each was read
     gateway  the vcenter journal; esxi: one list a host; freezes: one list a VM
     """

@@ -207,12 +207,12 @@ def _bytes(flow: Flow, joined: Joined) -> None:
     if packets:
         flow.payload_sent, flow.payload_received = packets["sent"], packets["received"]
         flow.sent, flow.received, flow.bytes_source = packets["sent"], packets["received"], "sequence numbers"
-    if not tracking or not (tracking["packets_out"] or tracking["packets_in"]):
+    if not tracking or not (tracking["packets_orig"] or tracking["packets_reply"]):
         return
-    flow.sent, flow.received, flow.bytes_source = tracking["bytes_out"], tracking["bytes_in"], "connection tracking"
+    flow.sent, flow.received, flow.bytes_source = tracking["bytes_orig"], tracking["bytes_reply"], "connection tracking"
     if not packets or not packets["start"]:
         return
-    headers = (tracking["packets_out"] + tracking["packets_in"]) * MAX_HEADERS
+    headers = (tracking["packets_orig"] + tracking["packets_reply"]) * MAX_HEADERS
     tracked_bytes, payload = flow.sent + flow.received, flow.payload_sent + flow.payload_received
     over = tracked_bytes - payload - headers
     if tracked_bytes < payload or (over > 0 and not packets["retransmits"]):
@@ -312,14 +312,14 @@ def _socket(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None
             flow.disagreements.append("packets were forwarded, but the kernel tracked no such connection")
         return
     said = tracked(tracking)
-    flow.say("socket", said.value, "connection tracking: " + " ".join(name for _, name in tracking.get("states") or []))
+    flow.say("socket", said.value, "connection tracking: " + " ".join(tracking.get("states") or ["-"]))
     if flow.witnesses["packets"] != NOT_APPLICABLE and said is not sight.end:
         flow.disagreements.append(f"connection tracking says {said.value}, the packets show {sight.end.value}")
 
 
 def tracked(record: Record) -> Verdict:
     """How a connection ended, by its conntrack states."""
-    states = {name for _, name in record.get("states") or []}
+    states = set(record.get("states") or [])
     if states & {"SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT"}:
         return Verdict.ALLOWED
     return Verdict.REFUSED if "CLOSE" in states else Verdict.TIMED_OUT

@@ -127,8 +127,16 @@ class RunBuilder:
         if states and tracked:
             pairs = [[utc(at) + i * MS, state] for i, state in enumerate(states)]
             ends = {"proto": "tcp", "src": IP[src], "dst": IP[dst], "sport": self._port, "dport": port}
-            record = {**ends, "mark": 1, "state": states[-1], "states": pairs, "start": utc(at), "stop": None}
-            record |= {"packets_out": 3, "bytes_out": 180, "packets_in": 2, "bytes_in": 120}
+            record = {
+                **ends,
+                "mark": 1,
+                "state": states[-1],
+                "states": states,
+                "history": pairs,
+                "start": utc(at),
+                "stop": None,
+            }
+            record |= {"packets_orig": 3, "bytes_orig": 180, "packets_reply": 2, "bytes_reply": 120}
             self.tracking.append(record)
         self.links[name] = Link(name, talk, step, task, record)
         return self.links[name]
@@ -145,10 +153,10 @@ class RunBuilder:
             self.event("use", at - 0.1, host or "backup-server", use, link.task, attempt=name)
         self.said.append((at, name, sent, received))
         if link.tracking:
-            link.tracking["packets_out"] += 2
-            link.tracking["packets_in"] += 2
-            link.tracking["bytes_out"] += sent + 80
-            link.tracking["bytes_in"] += received + 80
+            link.tracking["packets_orig"] += 2
+            link.tracking["packets_reply"] += 2
+            link.tracking["bytes_orig"] += sent + 80
+            link.tracking["bytes_reply"] += received + 80
 
     def soap(self, at: float, client: str, method: str, **detail: Any) -> None:
         """One line of the gateway's journal."""

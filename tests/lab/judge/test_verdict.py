@@ -201,7 +201,7 @@ def test_socket_disagrees(tmp_path: Path) -> None:
     run = demo()
     tracking = run.links["nfc-0"].tracking
     assert tracking is not None
-    tracking["states"] = [[utc(1100), "SYN_SENT"], [utc(1101), "CLOSE"]]
+    tracking["states"] = ["SYN_SENT", "CLOSE"]
     expect_inconsistent(run, tmp_path, "connection tracking says refused")
 
 
@@ -224,7 +224,7 @@ def test_bytes_disagree(tmp_path: Path, change: int) -> None:
     run = demo()
     tracking = run.links["nfc-0"].tracking
     assert tracking is not None
-    tracking["bytes_in"] += change
+    tracking["bytes_reply"] += change
     expect_inconsistent(run, tmp_path, "connection tracking counted")
 
 
