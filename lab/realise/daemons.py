@@ -39,7 +39,7 @@ async def start(supervisor: Supervisor) -> None:
         ("storage", storage(supervisor), FAKES_READY),
         ("esxi", esxi(supervisor), FAKES_READY),
         ("vcenter", vcenter(supervisor), FAKES_READY),
-        ("guests", guests(supervisor), FAKES_READY),
+        ("guests", await guests(supervisor), FAKES_READY),
         ("engine", engine(supervisor), ENGINE_READY),
     ):
         begun = time.monotonic()
@@ -93,22 +93,24 @@ def vcenter(supervisor: Supervisor) -> list[Daemon]:
         argv = (
             *("--listen", f"{plan.ip(name)}:443", "--certificate", str(lab.pki / f"{name}.pem")),
             *("--inventory", str(lab.inventory_file), "--fabric", str(supervisor.fabric)),
-            *("--state", str(state / "state"), "--journal", str(state / "journal.jsonl"), *vcsim),
+            *("--state", str(supervisor.fabric.parent / name), "--journal", str(state / "journal.jsonl"), *vcsim),
         )
         found.append(Daemon(name, "vcenter", "fakes.vcenter", argv))
     return found
 
 
-def guests(supervisor: Supervisor) -> list[Daemon]:
-    """Every Linux guest that is the inside of a powered-on VM."""
+async def guests(supervisor: Supervisor) -> list[Daemon]:
+    """Every Linux guest that is the inside of a powered-on VM, and the guardian outside that thaws it if all else dies."""
     lab, plan = supervisor.lab, supervisor.topology
-    found = []
+    found: list[Daemon] = []
+    guardian: Path | None = None
     accounts = {account.host: account for account in plan.backup.credentials}
     for name in plan.by_role(Role.GUEST_LINUX):
         vm = plan.vm_of_guest(name)
         account = accounts.get(name)
         if vm is None or account is None:
             continue
+        guardian = guardian or await supervisor.start_guardian()
         state = _evidence(lab.fakes / f"guest-{vm.name}")
         disk = f"nbd+unix:///live/{vm.name}/2000?socket={supervisor.fabric / f'nbd-{vm.datastore}.sock'}"
         password = state / "password"
@@ -117,7 +119,7 @@ def guests(supervisor: Supervisor) -> list[Daemon]:
         argv = (
             *("--vm", vm.name, "--disk", disk, "--address", plan.ip(name), "--state", str(state)),
             *("--fabric", str(supervisor.fabric), "--user", account.username, "--password-file", str(password)),
-            *("--host-key", str(deploy.host_key(lab, name)), "--hostname", name),
+            *("--host-key", str(deploy.host_key(lab, name)), "--hostname", name, "--guardian", str(guardian)),
         )
         found.append(Daemon(name, "guest", "fakes.linux_guest", argv))
     return found
