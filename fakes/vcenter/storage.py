@@ -100,7 +100,13 @@ class Storage:
             if exc.code != "not-found":
                 raise
             disks = [
-                {"key": vm.disk_key(i), "label": vm.disk_label(i), "size": disk.size, "file": vm.disk_file(i)}
+                {
+                    "key": vm.disk_key(i),
+                    "label": vm.disk_label(i),
+                    "size": disk.size,
+                    "file": vm.disk_file(i),
+                    "contents": disk.contents,
+                }
                 for i, disk in enumerate(vm.disks)
             ]
             files = {f"{vm.name}.vmx": vmx(vm)}

@@ -116,7 +116,7 @@ def _after(
         document["consistency"] = consistency.to_dict()
         codes.append(0 if consistency.sound else 1)
         colour = "green" if consistency.sound else "red"
-        ledger = f", ledger of {consistency.ledger.get('rows')} rows unbroken" if consistency.ledger else ""
+        ledger = f", ledger of {consistency.ledger.get('bookings')} rows unbroken" if consistency.ledger else ""
         out.text(f"  file system: [{colour}]{consistency.filesystem}[/]{ledger}")
 
 
