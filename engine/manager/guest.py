@@ -7,6 +7,7 @@ as not run, and the restore point is crash-consistent. There is never a guest-op
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from engine.errors import VadplabError
@@ -16,6 +17,9 @@ from engine.manager.peers import Peers
 from engine.manager.report import Reporter
 from engine.manager.tasks import VmRun
 from engine.vsphere import VmInfo
+
+MARGIN = 2.0
+"""Seconds that the guest's watchdog may be late."""
 
 
 class GuestRun:
@@ -30,6 +34,7 @@ class GuestRun:
         scripts: Scripts | None,
     ) -> None:
         self.needs_thaw = False
+        self.thaws_itself_at: float | None = None
         self.channel: GuestChannel | None = None
         self._run = run
         self._info = info
@@ -65,8 +70,9 @@ class GuestRun:
 
     async def freeze(self) -> None:
         """Step 13, second half: the pre-freeze script."""
-        assert self.channel is not None
+        assert self.channel is not None and self._scripts is not None
         self.needs_thaw = True
+        self.thaws_itself_at = asyncio.get_running_loop().time() + self._scripts.thaw_after + MARGIN
         await self.channel.freeze()
         self._run.scripts = "ran"
         self._run.consistency = "file-system"
@@ -76,6 +82,12 @@ class GuestRun:
         assert self.channel is not None
         await self.channel.thaw()
         self.needs_thaw = False
+        self.thaws_itself_at = None
+
+    async def thawed(self) -> None:
+        """Before any read: when the thaw failed, waits until the guest's own watchdog has thawed it."""
+        if self.thaws_itself_at is not None:
+            await asyncio.sleep(max(0.0, self.thaws_itself_at - asyncio.get_running_loop().time()))
 
     async def close(self) -> None:
         """Ends the channel; never raises."""

@@ -229,6 +229,7 @@ class BackupSequence(Run):
             finally:
                 await self.step_16_release_guest(run, guest)
             released.set()
+            await guest.thawed()
             await self.read_disks(run, turns)  # 17 to 21, and the restore point becomes visible
         except VadplabError as exc:
             run.fail(exc)

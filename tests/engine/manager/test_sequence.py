@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+"""The sequence: its order, and that every way out thaws the guest, commits the snapshot and leaves no half point."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import VadplabError
+from engine.events import EventLog
+from engine.guest.errors import ScriptFailed
+from engine.manager.sequence import BackupSequence
+from engine.steps import ORDER
+from engine.store.manifest import Manifest
+from tests.engine.manager.world import World, disk, timed_out, vm_info
+
+
+def run(world: World, tmp_path: Path | None = None) -> dict[str, Any]:
+    async def main() -> dict[str, Any]:
+        events = EventLog(
+            tmp_path / "events" if tmp_path else None, host="backup-server", process="manager", session="s1"
+        )
+        sequence = BackupSequence("s1", world, events, commit_pauses=(0.0, 0.0))
+        return await asyncio.wait_for(sequence.run(), 20)
+
+    return asyncio.run(main())
+
+
+def steps(world: World, phase: str) -> list[str]:
+    return [p["step"] for p in world.progress if p["kind"] == "step" and p["phase"] == phase]
+
+
+def left_clean(world: World) -> None:
+    assert not world.frozen and not world.begun and world.open_movers == 0
+    assert world.log[-1] == "release demo"
+
+
+def test_order_of_a_whole_run(tmp_path: Path) -> None:
+    world = World()
+    result = run(world, tmp_path)
+    assert result["result"] == "success" and result["error"] is None
+    log = world.log
+    at = log.index
+    tasks = ["db-vm:2000", "db-vm:2001", "linux-vm:2000"]
+    phases = [
+        ["job demo"],
+        ["acquire 3"],
+        ["transport repository-1", *(f"start target {t}" for t in tasks)],
+        ["transport proxy-1", *(f"start source {t}" for t in tasks)],
+        [f"mover {s} {t}" for t in tasks for s in ("repository-1", "proxy-1")],
+        [f"data.listen {t}" for t in tasks] + [f"data.connect {t}" for t in tasks],
+        ["login vcenter", "vms all"],
+        ["ssh linux-vm"],
+        ["freeze linux-vm"],
+        ["snapshot linux-vm"],
+        ["thaw linux-vm"],
+        ["source.open linux-vm:2000"],
+        ["point.begin linux-vm"],
+        ["target.open linux-vm:2000"],
+        ["source.read linux-vm:2000"],
+        ["target.commit linux-vm:2000"],
+        ["point.commit linux-vm"],
+        ["commit linux-vm"],
+        ["logout vcenter"],
+        ["release demo"],
+    ]
+    for earlier, later in itertools.pairwise(phases):
+        assert max(at(e) for e in earlier) < min(at(e) for e in later), (earlier, later)
+    # the guest's VM goes first although the job names it last; the next VM begins once it is released
+    assert at("thaw linux-vm") < at("snapshot db-vm") < at("source.read db-vm:2000") < at("commit db-vm")
+    assert log.count("transport proxy-1") == log.count("transport repository-1") == 1
+    assert [e for e in log if e.startswith("->")] == ["-> repository-1"] * 3
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    begun = [e["step"] for e in events if e["kind"] == "step" and e["phase"] in ("begin", "skipped")]
+    first = sorted(set(begun), key=begun.index)
+    assert first == sorted(first, key=ORDER.__getitem__)
+    assert {"2", "3", "4", "5a", "5b", "6", "7", "8", "12", "13", "15", "16", "17", "22"} <= set(first)
+    left_clean(world)
+
+
+def test_points_and_manifests() -> None:
+    world = World()
+    result = run(world)
+    assert {p["vm"]: p["consistency"] for p in result["restore_points"]} == {
+        "linux-vm": "file-system",
+        "db-vm": "crash",
+    }
+    manifest = Manifest.parse(world.points["db-vm"])
+    assert [d.key for d in manifest.disks] == [2000, 2001] and manifest.session == "s1"
+    assert {"kind": "task", "task": "db-vm:2001", "read": 5, "total": 10} in world.progress
+    assert world.pendings[-1] == {} and {"linux-vm": {"guest": "10.0.0.9", "snapshot": True}} in world.pendings
+
+
+def test_reverse_direction_listens_on_the_proxy() -> None:
+    world = World(direction="repository-to-proxy")
+    assert run(world)["result"] == "success"
+    assert [e for e in world.log if e.startswith("->")] == ["-> proxy-1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "step", "never"),
+    [
+        (("transport", "repository-1"), "5a", "mover"),
+        (("transport", "proxy-1"), "5b", "mover"),
+        (("login", "vcenter"), "8", "ssh"),
+        (("vms", "all"), "8", "ssh"),
+    ],
+)
+def test_failures_before_the_snapshot_stop_the_job(key: tuple[str, str], step: str, never: str) -> None:
+    world = World()
+    world.fail[key] = timed_out(step, key[1], 6162)
+    result = run(world)
+    assert result["result"] == "failed" and result["error"]["step"] == step
+    assert result["error"]["message"] == f"backup-server to {key[1]}:6162: timed out"
+    assert not any(e.startswith((never, "snapshot", "freeze", "commit ", "point")) for e in world.log)
+    assert steps(world, "failed") == [step]
+    left_clean(world)
+
+
+def test_blocked_movers_fail_at_step_6_without_a_snapshot() -> None:
+    world = World()
+    for task in ("db-vm:2000", "db-vm:2001", "linux-vm:2000"):
+        world.fail["mover", f"proxy-1 {task}"] = timed_out("6", "proxy-1", 2501)
+    result = run(world)
+    assert (result["error"]["step"], result["error"]["target"], result["error"]["port"]) == ("6", "proxy-1", 2501)
+    assert not any(e.startswith(("login", "snapshot")) for e in world.log)
+    left_clean(world)
+
+
+AFTER_SNAPSHOT = [
+    ("snapshot", "linux-vm", "15"),
+    ("source.open", "linux-vm:2000", "19"),
+    ("point.begin", "linux-vm", "21"),
+    ("target.open", "linux-vm:2000", "21"),
+    ("source.read", "linux-vm:2000", "20c"),
+    ("target.commit", "linux-vm:2000", "21"),
+    ("point.commit", "linux-vm", "21"),
+]
+
+
+@pytest.mark.parametrize(("method", "subject", "step"), AFTER_SNAPSHOT)
+def test_commit_after_every_failure_and_the_other_vm_goes_on(method: str, subject: str, step: str) -> None:
+    world = World()
+    world.fail[method, subject] = timed_out(step, "esxi-1", 902, "proxy-1")
+    result = run(world)
+    assert result["result"] == "failed" and result["error"]["step"] == step
+    assert result["error"]["message"] == "proxy-1 to esxi-1:902: timed out"
+    assert world.log.index("commit linux-vm") > world.log.index(f"{method} {subject}")
+    assert world.log.index("thaw linux-vm") > world.log.index("freeze linux-vm")
+    assert not world.snapshots and list(world.points) == ["db-vm"]
+    assert [p["vm"] for p in result["restore_points"]] == ["db-vm"]
+    assert {v["vm"]: v["result"] for v in result["vms"]} == {"linux-vm": "failed", "db-vm": "success"}
+    left_clean(world)
+
+
+@pytest.mark.parametrize(("method", "subject", "step"), AFTER_SNAPSHOT)
+def test_stop_thaws_and_commits(method: str, subject: str, step: str) -> None:
+    world = World()
+    world.hang.add((method, subject))
+
+    async def main() -> dict[str, Any]:
+        world.reached[method, subject] = asyncio.Event()
+        sequence = BackupSequence("s1", world, EventLog(None, host="h", process="manager"), commit_pauses=())
+        job = asyncio.create_task(sequence.run())
+        await asyncio.wait_for(world.reached[method, subject].wait(), 10)
+        job.cancel()
+        return await asyncio.wait_for(job, 10)
+
+    result = asyncio.run(main())
+    assert result["result"] == "failed" and result["error"]["code"] == "job.stopped"
+    assert "commit linux-vm" in world.log and not world.snapshots
+    left_clean(world)
+
+
+def test_one_bad_disk_fails_its_vm_only() -> None:
+    world = World()
+    world.fail["source.read", "db-vm:2001"] = timed_out("20c", "esxi-1", 902, "proxy-1")
+    result = run(world)
+    assert result["result"] == "failed" and list(world.points) == ["linux-vm"]
+    assert "point.abort db-vm" in world.log and "commit db-vm" in world.log
+    left_clean(world)
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "frozen"),
+    [
+        ("ssh", timed_out("13", "linux-vm", 22), False),
+        ("freeze", ScriptFailed("linux-vm: pre-freeze script failed: exit code 1", step="13"), True),
+    ],
+)
+def test_guest_failures_are_warnings(method: str, error: VadplabError, frozen: bool) -> None:
+    world = World()
+    world.fail[method, "linux-vm"] = error
+    result = run(world)
+    assert result["result"] == "warning" and result["error"] is None
+    assert [(w["vm"], w["code"], w["step"]) for w in result["warnings"]] == [("linux-vm", error.code, "13")]
+    vm = next(v for v in result["vms"] if v["vm"] == "linux-vm")
+    assert (vm["scripts"], vm["consistency"]) == ("did not run", "crash")
+    assert ("thaw linux-vm" in world.log) is frozen
+    assert "snapshot linux-vm" in world.log
+    left_clean(world)
+
+
+def test_thaw_that_fails_is_a_warning_and_reads_wait_for_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.manager.guest.MARGIN", -4.5)  # the guest thaws itself half a second after the freeze
+    world = World()
+    world.job["guest"]["thaw_after"] = 5
+    world.fail["thaw", "linux-vm"] = timed_out("16", "linux-vm", 22)
+    start = time.monotonic()
+    result = run(world)
+    assert time.monotonic() - start >= 0.5
+    assert result["result"] == "warning" and result["warnings"][0]["step"] == "16"
+    assert world.log.count("thaw linux-vm") == 1
+    assert world.pendings[-1] == {"linux-vm": {"guest": "10.0.0.9"}}
+
+
+@pytest.mark.parametrize(
+    ("info", "code"),
+    [
+        (vm_info("linux-vm", 1, on=True), "guest.no-address"),
+        (vm_info("linux-vm", 1, on=True, address="10.0.0.9", family="windowsGuest"), "guest.not-supported"),
+    ],
+)
+def test_guests_that_cannot_be_reached(info: Any, code: str) -> None:
+    world = World()
+    world.vms = [vm_info("db-vm", 2), info]
+    result = run(world)
+    assert result["result"] == "warning" and result["warnings"][0]["code"] == code
+    assert "ssh linux-vm" not in world.log and len(result["restore_points"]) == 2
+
+
+def test_blocked_commit_keeps_the_backup_and_reports_the_orphan() -> None:
+    world = World()
+    world.fail["commit", "linux-vm"] = timed_out("22", "vcenter", 443)
+    result = run(world)
+    assert result["result"] == "warning" and len(result["restore_points"]) == 2
+    warning = result["warnings"][0]
+    assert (warning["code"], warning["step"], warning["target"]) == ("snapshot.orphaned", "22", "vcenter")
+    assert world.log.count("commit linux-vm") == 3
+    assert world.pendings[-1] == {"linux-vm": {"snapshot": True}}
+
+
+def test_commit_is_tried_again() -> None:
+    world = World()
+    world.fail["commit", "linux-vm"] = timed_out("22", "vcenter", 443)
+    world.times["commit", "linux-vm"] = 2
+    assert run(world)["result"] == "success"
+    assert world.log.count("commit linux-vm") == 3 and world.pendings[-1] == {}
+
+
+def test_disk_that_appears_and_disk_that_is_gone() -> None:
+    world = World()
+    world.known = {"db-vm": [disk("db-vm", 0), disk("db-vm", 7)], "linux-vm": [disk("linux-vm", 0)]}
+    result = run(world)
+    codes = [(w["vm"], w["code"]) for w in result["warnings"]]
+    assert codes == [("db-vm", "job.disk-appeared"), ("db-vm", "job.disk-gone")]
+    assert [d["key"] for p in result["restore_points"] if p["vm"] == "db-vm" for d in p["disks"]] == [2000, 2001]
+    at = world.log.index
+    assert at("vms all") < at("start target db-vm:2001") < at("start source db-vm:2001")
+    assert at("start source db-vm:2001") < at("data.connect db-vm:2001") < at("snapshot linux-vm")
+    left_clean(world)
+
+
+def test_vm_that_is_gone_does_not_stop_the_others() -> None:
+    world = World()
+    world.vms = world.vms[1:]
+    result = run(world)
+    assert result["result"] == "failed" and result["error"]["code"] == "job.vm-missing"
+    assert list(world.points) == ["linux-vm"]
+    left_clean(world)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_tasks_take_turns_on_few_slots(slots: int) -> None:
+    world = World()
+    world.slots = {"proxy-1": slots, "repository-1": 3}
+    assert run(world)["result"] == "success"
+    assert world.most_reading <= slots
+    left_clean(world)
+
+
+def test_mover_on_the_repository_that_dies_fails_the_task() -> None:
+    world = World()
+    world.hang.add(("source.read", "linux-vm:2000"))
+    movers = []
+    opened = world.mover
+
+    async def remember(server: dict[str, Any], *args: Any, **kw: Any) -> Any:
+        movers.append((server["name"], kw["task"], await opened(server, *args, **kw)))
+        return movers[-1][2]
+
+    world.mover = remember  # type: ignore[method-assign]
+
+    async def main() -> dict[str, Any]:
+        world.reached["source.read", "linux-vm:2000"] = asyncio.Event()
+        sequence = BackupSequence("s1", world, EventLog(None, host="h", process="manager"), commit_pauses=())
+        job = asyncio.create_task(sequence.run())
+        await asyncio.wait_for(world.reached["source.read", "linux-vm:2000"].wait(), 10)
+        await next(m for s, t, m in movers if s == "repository-1" and t == "linux-vm:2000").close()
+        return await asyncio.wait_for(job, 10)
+
+    result = asyncio.run(main())
+    assert result["error"]["code"] == "wire.closed" and "repository-1" in result["error"]["message"]
+    assert "commit linux-vm" in world.log and list(world.points) == ["db-vm"]
+    left_clean(world)
