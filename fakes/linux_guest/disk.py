@@ -50,6 +50,8 @@ class GuestDisk:
         self.mount_point = work / "disk"
         self.device: Path | None = None
         self.fresh = False
+        self._mounted = False
+        self._file: tuple[int, int] | None = None
         self._fuse = work / "fuse"
         self._pid_file = work / "nbdfuse.pid"
         self._nbdfuse: subprocess.Popen[bytes] | None = None
@@ -64,9 +66,10 @@ class GuestDisk:
         except OSError as exc:
             raise DiskFailed(f"no loop device: {exc.strerror}", missing=True) from exc
         try:
-            self.device = device
+            self.device, self._file = device, loop.identity(fd)
             self.fresh = self._prepare(fd, device)
             kernel.mount(device, self.mount_point, "ext4", kernel.MS_NOATIME)
+            self._mounted = True
         except OSError as exc:
             raise DiskFailed(f"the disk's ext4 cannot be mounted: {exc.strerror}") from exc
         finally:
@@ -78,10 +81,10 @@ class GuestDisk:
 
     def detach(self) -> None:
         """Unmounts cleanly and gives the loop device back. Raises OSError when something still uses the file system."""
-        if self.device is not None:
-            backing = loop.backing_of(self.device)
+        if self._mounted and self.device is not None:
             kernel.umount(self.mount_point)
-            if backing is not None and not loop.wait_free(self.device, backing):
+            self._mounted = False
+            if self._file is not None and not loop.wait_free(self.device, self._file):
                 raise OSError(f"{self.device} is still in use")
         if self._nbdfuse is not None:
             with contextlib.suppress(OSError):

@@ -50,19 +50,25 @@ def _config(fd: int, backing: Path) -> bytes:
     return _CONFIG_HEAD.pack(fd, 0) + info + _CONFIG_TAIL.pack(*[0] * 8)
 
 
-def backing_of(device: Path) -> str | None:
-    """The file behind a loop device; None when it is free."""
+def identity(fd: int) -> tuple[int, int] | None:
+    """Device and inode of the file behind a loop device; None when it is free."""
     try:
-        return (Path("/sys/block") / device.name / "loop" / "backing_file").read_text().strip()
-    except OSError:
-        return None
+        info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_INFO.size))
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return None
+        raise
+    device, inode, *_ = _INFO.unpack(info)
+    return int(device), int(inode)
 
 
-def wait_free(device: Path, backing: str, deadline: float = 10.0) -> bool:
-    """True when `device` no longer has `backing` behind it; False when it still has at the deadline."""
+def wait_free(device: Path, file: tuple[int, int], deadline: float = 10.0) -> bool:
+    """True when `device` no longer has `file` (an `identity`) behind it; False when it still has at the deadline."""
     end = time.monotonic() + deadline
-    while backing_of(device) == backing:
-        if time.monotonic() > end:
+    while True:
+        with device.open("rb", buffering=0) as opened:
+            if identity(opened.fileno()) != file:
+                return True
+        if time.monotonic() >= end:
             return False
         time.sleep(0.01)
-    return True
