@@ -210,10 +210,12 @@ class Datastore:
     def create_vm(self, name: str, bios: str, disks: list[dict[str, Any]], files: dict[str, str], **more: Any) -> Vm:
         """Makes a VM, powered off, with its disks (`key, label, size, file, contents`) and text files.
 
+        `contents` is `empty`, `guest`, `files`, or `image` with the path of a raw `image`.
+
         `more` are hints for the generated `.vmx` (see `vmx.text`). It exists once the structure names it.
 
         Raises:
-            FabricError: `exists`, `bad-path`, `bad-size`, `bad-contents`. OSError: ENOSPC.
+            FabricError: `exists`, `bad-name`, `bad-path`, `bad-size`, `bad-contents`. OSError: ENOSPC.
         """
         with self.lock:
             return self._create_vm(name, bios, disks, files, more)
@@ -230,7 +232,7 @@ class Datastore:
         vm = Vm(name, bios, folder, False, Gate(self.lun.release), {})
         try:
             for spec in disks:
-                vm.disks[int(spec["key"])] = self._new_disk(vm, spec)
+                self._add_disk(vm, spec)
             for path, text in files.items():
                 self.files.write(path if "/" in path else f"{folder}/{path}", text.encode())
             path = f"{folder}/{name}.vmx"
@@ -263,13 +265,16 @@ class Datastore:
             if len({each[field_name] for each in disks}) != len(disks):
                 raise FabricError("exists", f"VM {name}: two disks have the same {field_name}")
 
-    def _new_disk(self, vm: Vm, spec: dict[str, Any]) -> Disk:
+    def _add_disk(self, vm: Vm, spec: dict[str, Any]) -> None:
         key, size = int(spec["key"]), int(spec["size"])
         base = self.layer(vm.name, key, size, 0, str(spec["file"]), create=True)
         log = WriteLog(self.state / "chains" / vm.name / f"{key}.log", grains.count(size), create=True)
         disk = Disk(self.lun, vm.gate, key, str(spec.get("label", f"Hard disk {key - 1999}")), size, [base], log)
-        contents.fill(disk, str(spec.get("contents", "empty")), seed=f"{vm.name}/{key}", scratch=self.state)
-        return disk
+        vm.disks[key] = disk  # known from here on, so that a failure takes back what was filled
+        image = Path(spec["image"]) if "image" in spec else None
+        contents.fill(
+            disk, str(spec.get("contents", "empty")), seed=f"{vm.name}/{key}", scratch=self.state, image=image
+        )
 
     def _drop(self, vm: Vm) -> None:
         """Takes back what `create_vm` made before it failed."""

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from fakes.core import fabric
@@ -135,14 +134,12 @@ def _alone(options: argparse.Namespace) -> tuple[socket.socket, dict[str, str]]:
     state = options.state or Path(tempfile.mkdtemp(prefix="vadplab-disk-"))
     state.mkdir(parents=True, exist_ok=True)
     disk = {"key": 2000, "label": "Hard disk 1", "size": length, "file": f"{name}/{name}.vmdk"}
-    vm: dict[str, Any] = {
-        "vm": name,
-        "uuid": str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.vm.vadplab")),
-        "disks": [{**disk, "contents": options.contents}],
-        "files": {},
-    }
-    if options.image:
-        vm["image"] = str(options.image.absolute())
+    disk |= (
+        {"contents": "image", "image": str(options.image.absolute())}
+        if options.image
+        else {"contents": options.contents}
+    )
+    bios = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.vm.vadplab"))
     keys = {
         "state": str(state.absolute()),
         "name": "datastore1",
@@ -150,7 +147,7 @@ def _alone(options: argparse.Namespace) -> tuple[socket.socket, dict[str, str]]:
         "capacity": str(options.capacity or -(-length // GRAIN) * GRAIN * 2 + 16 * GRAIN),
         "greet": greet,
         "ready": uri,
-        "vm": json.dumps(vm),
+        "vm": json.dumps({"name": name, "bios": bios, "disks": [disk], "files": {}}),
         "scratch": "0" if options.state else "1",
     }
     if options.fabric:

@@ -18,14 +18,14 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nbdkit
 
 from fakes.core import fabric
-from fakes.storage import contents
+from fakes.core.fabric import FabricError
 from fakes.storage.datastore import Datastore
 from fakes.storage.ending import Ending
 from fakes.storage.exports import Handle
@@ -63,11 +63,8 @@ class _Process:
             self.ending.start()
         if "vm" in self.keys:
             spec = json.loads(self.keys["vm"])
-            image = spec.pop("image", None)
-            if spec["vm"] not in self.store.vms:
-                vm = self.store.create_vm(**spec)
-                if image:
-                    contents.fill(vm.disks[2000], "image", seed="", scratch=self.store.state, image=Path(image))
+            if spec["name"] not in self.store.vms:
+                self.store.create_vm(**spec)
         if "fabric" in self.keys:
             self.fabric = FabricThread(self.service, Path(self.keys["fabric"]))
             self.fabric.start()
@@ -135,11 +132,21 @@ def config(key: str, value: str) -> None:
 
 
 def get_ready() -> None:
-    _process.open()
+    _or_exit(_process.open)
 
 
 def after_fork() -> None:
-    _process.serve()
+    _or_exit(_process.serve)
+
+
+def _or_exit(start: Callable[[], None]) -> None:
+    """Runs a step of the start; what the user can mend ends the process with one line and code 2, not a traceback."""
+    try:
+        start()
+    except (ValueError, OSError, FabricError) as exc:
+        print(f"fake disk: {exc}", file=sys.stderr, flush=True)
+        _process.close()
+        os._exit(2)
 
 
 def cleanup() -> None:

@@ -106,6 +106,8 @@ class Service:
     def _vm_create(
         self, vm: str, uuid: str, disks: list[dict[str, Any]], files: dict[str, str] | None = None, **more: Any
     ) -> dict[str, Any]:
+        if any("image" in disk for disk in disks):
+            raise FabricError("bad-contents", "vm.create takes no image: only a disk alone does")
         made = self.store.create_vm(vm, uuid, disks, files or {}, **more)
         with self.store.lock:
             return self._shown(made)

@@ -63,6 +63,7 @@ def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int,
         "vm": vm.name,
         "id": snapshot.id,
         "name": snapshot.name,
+        "description": snapshot.description,
         "created": snapshot.created,
         "disks": [
             {"key": d.key, "label": d.label, "size": d.size, "block": grains.GRAIN, "sequence": d.sequence}
