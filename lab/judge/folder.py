@@ -2,8 +2,8 @@
 """Reads a run folder into `Evidence`. The capture is read by a process of its own (`lab.observe.packets`, scapy).
 
 Files: run.json, events.jsonl, capture.pcapng, packets.jsonl (made here), nflog.jsonl, conntrack.jsonl,
-counters-before.json, counters-after.json, policy.yaml, overlays.jsonl, topology.yaml, vcenter/journal.jsonl,
-esxi-*/journal.jsonl, guest-*/freeze.jsonl.
+counters-before.json, counters-after.json, policy.yaml, overlays.jsonl, topology.yaml, <vcenter or esxi host>/journal.jsonl,
+guest-<vm>/freeze.jsonl.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def read(folder: Path) -> Evidence:
         raise EvidenceMissing(f"{folder.name}: the recording was cut short")
     began, ended = int(about["began"]["utc"]), int(about["ended"]["utc"])
     topology = load_topology(_needed(folder / "topology.yaml"))
+    world = World.of(topology)
     try:
         policy = load_policy(_needed(folder / "policy.yaml"))
         matrix = load_matrix(policy.profile)
@@ -56,7 +57,7 @@ def read(folder: Path) -> Evidence:
         session=session,
         began=began,
         ended=ended,
-        world=World.of(topology),
+        world=world,
         matrix=matrix,
         rules=PolicyBook(policy, matrix, topology.addresses_by_role(), names, changes),
         capture=_trust(about, packets),
@@ -71,8 +72,8 @@ def read(folder: Path) -> Evidence:
         after=_document(folder / "counters-after.json"),
         counted_from=_span(about.get("counted_from")),
         counted_to=_span(about.get("counted_to")),
-        gateway=_optional(folder / "vcenter" / "journal.jsonl"),
-        esxi={p.parent.name: _timed(_lines(p)) for p in sorted(folder.glob("esxi-*/journal.jsonl"))},
+        gateway=_gateway(folder, world),
+        esxi={p.name: _timed(_lines(folder / p.name / "journal.jsonl")) for p in world.with_role(["esxi"])},
         freezes={
             p.parent.name.removeprefix("guest-"): _timed(_lines(p)) for p in sorted(folder.glob("guest-*/freeze.jsonl"))
         },
@@ -113,8 +114,11 @@ def _lines(path: Path) -> list[Record]:
     return found
 
 
-def _optional(path: Path) -> list[Record] | None:
-    return _timed(_lines(path)) if path.is_file() else None
+def _gateway(folder: Path, world: World) -> list[Record] | None:
+    """The journals of all vCenters in order of time; None when there is none."""
+    paths = [folder / p.name / "journal.jsonl" for p in world.with_role(["vcenter"])]
+    found = [_timed(_lines(path)) for path in paths if path.is_file()]
+    return sorted((e for entries in found for e in entries), key=lambda e: int(e["utc"])) if found else None
 
 
 def _timed(records: list[Record]) -> list[Record]:

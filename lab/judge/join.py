@@ -18,6 +18,9 @@ from lab.judge.rules import BUILT_IN
 TOLERANCE_NS = 250_000_000
 """How far an observer's time of the same SYN may lie before the flow's start (user-space time stamps come late, never early)."""
 
+LONGEST_NS = 60_000_000_000
+"""How long after an attempt without an outcome its SYN may still leave."""
+
 Tuple4 = tuple[str, int, str, int]
 
 
@@ -138,7 +141,8 @@ def _claim(attempt: Attempt, unclaimed: list[Record], evidence: Evidence) -> Rec
         if not same or (attempt.local[1] and packets["sport"] != attempt.local[1]):
             continue
         away = _begin(packets) - attempt.utc
-        if away < -TOLERANCE_NS:
+        latest = attempt.done - attempt.utc + TOLERANCE_NS if attempt.done else LONGEST_NS
+        if not -TOLERANCE_NS <= away <= latest:
             continue
         if best is None or away < _begin(best) - attempt.utc:
             best = packets

@@ -69,8 +69,7 @@ class Sources:
     def journals(self) -> dict[str, Path]:
         """{place in the run folder: file} of the fakes' journals."""
         fakes = self.lab / "fakes"
-        found = sorted([*fakes.glob("vcenter/journal.jsonl"), *fakes.glob("esxi-*/journal.jsonl")])
-        found += sorted(fakes.glob("guest-*/freeze.jsonl"))
+        found = sorted([*fakes.glob("*/journal.jsonl"), *fakes.glob("guest-*/freeze.jsonl")])
         return {str(path.relative_to(fakes)): path for path in found}
 
     def every(self) -> list[Path]:

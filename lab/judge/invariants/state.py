@@ -104,7 +104,7 @@ def guests_thawed(scene: Scene) -> Invariant:
         if prepared is None or frozen < prepared.begin:
             problems.append(f"{what} was frozen before step 13")
         until = thawed or scene.evidence.ended
-        ends = [m.end for m in released if m.end and m.begin >= frozen - MS]
+        ends = [m.end for m in released if m.end and m.phase == "end" and m.begin >= frozen - MS]
         if thawed and ends and thawed > min(ends):
             problems.append(f"{what} was still frozen {(thawed - min(ends)) / 1e6:.0f} ms after the end of step 16")
         for begin, end, name in _reading(vm, scene):
