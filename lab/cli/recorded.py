@@ -8,7 +8,6 @@ stronger of both (precedence of `lab.judge.report`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lab.cli.output import Out
 from lab.errors import exit_status
 from lab.judge.judge import judge
 from lab.judge.report import Report, combine
+from lab.observe.runs import run_name
 from lab.realise import control
 from lab.realise.folders import LabFolder
 
@@ -77,7 +77,7 @@ def run(lab: LabFolder, kind: str, argv: list[str], on_line: console.Line | None
         LabNotRunning, RunBusy and the like: nothing was started.
     """
     session = new_id()
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{kind}-{session[:6]}"
+    name = run_name(kind, session)
     begun = control.call(lab.control_socket, "run.begin", timeout=BEGIN, run=name, kind=kind, session=session)
     folder = Path(begun["folder"])
     try:

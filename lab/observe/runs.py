@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ class RunFolder:
     def size(self) -> int:
         """Bytes on disk."""
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+
+def run_name(kind: str, session: str) -> str:
+    """Name of a new run: when, what, and the beginning of its session."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{kind}-{session[:6]}"
 
 
 def new_folder(runs: Path, run: str) -> Path:

@@ -13,12 +13,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.events import new_id
+from lab.observe.recorder import Recorder
+from lab.observe.runs import run_name
 from lab.realise import deploy
 from lab.realise.supervisor import Supervisor
 from lab.topology.model import Role
 
 ENGINE_READY = 30.0
 FAKES_READY = 60.0
+RESCAN = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,46 @@ async def start(supervisor: Supervisor) -> None:
         begun = time.monotonic()
         await _all(*(_spawn(supervisor, daemon, timeout) for daemon in daemons))
         if daemons:
-            supervisor.report(title, count=len(daemons), ms=round((time.monotonic() - begun) * 1000))
+            supervisor.report(title, count=len(daemons), ms=_ms(begun))
+
+
+async def first_rescan(supervisor: Supervisor, recorder: Recorder) -> None:
+    """Fills the configuration database, as an administrator does after adding infrastructure: a run of its own, recorded.
+
+    A rescan that fails does not undo the lab (a policy may forbid it); it is reported, and jobs will say what is missing.
+    """
+    plan, lab = supervisor.topology, supervisor.lab
+    for console in plan.by_role(Role.CONSOLE):
+        begun = time.monotonic()
+        session = new_id()
+        run = run_name("rescan", session)
+        await recorder.begin(run, "rescan", session=session)
+        try:
+            process = await supervisor.spawn(
+                console,
+                "console",
+                module="engine.console",
+                argv=(
+                    "--config",
+                    str(lab.host(console) / "etc" / "engine.yaml"),
+                    "infra",
+                    "rescan",
+                    "--session",
+                    session,
+                ),
+                ready_timeout=None,
+            )
+            code = await process.wait(RESCAN)
+        finally:
+            await recorder.end(run, session)
+        supervisor.processes.all.remove(process)
+        supervisor.report(
+            "infrastructure", run=run, result="read" if code == 0 else f"not read (exit {code})", ms=_ms(begun)
+        )
+
+
+def _ms(begun: float) -> int:
+    return round((time.monotonic() - begun) * 1000)
 
 
 def storage(supervisor: Supervisor) -> list[Daemon]:

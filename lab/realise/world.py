@@ -41,11 +41,12 @@ async def start_world(supervisor: Supervisor) -> None:
     await asyncio.to_thread(netns.plug, links, supervisor.namespaces, plan.router)
     supervisor.report("links", count=len(links), ms=_ms(begun))
     if supervisor.launch.world:
-        start_recorder(supervisor)
+        recorder = start_recorder(supervisor)
         await daemons.start(supervisor)
+        await daemons.first_rescan(supervisor, recorder)
 
 
-def start_recorder(supervisor: Supervisor) -> None:
+def start_recorder(supervisor: Supervisor) -> Recorder:
     """Control methods `run.…` record a run: capture, firewall log, connection tracking, and what engine and fakes write."""
     lab = supervisor.lab
     assert supervisor.firewall is not None
@@ -58,6 +59,8 @@ def start_recorder(supervisor: Supervisor) -> None:
         mode="full" if supervisor.launch.capture == "full" else "headers",
     )
     supervisor.register("run", recorder)
+    supervisor.on_close(recorder.close)
+    return recorder
 
 
 async def start_firewall(supervisor: Supervisor) -> Firewall:
