@@ -36,13 +36,17 @@ class TargetPipeline:
         self._thread = threading.Thread(target=self._guard, name="target", daemon=True)
         self._thread.start()
 
+    def wait(self, deadline: float) -> bool:
+        """Whether the stream ended, well or not, within `deadline` seconds."""
+        return self._done.wait(deadline)
+
     def commit(self, deadline: float) -> Stored:
         """Waits for the end of the stream, then finishes and verifies the disk. Blocking.
 
         Raises:
             VadplabError: why the disk is not complete.
         """
-        if not self._done.wait(deadline):
+        if not self.wait(deadline):
             raise NotReady(f"{self.disk.file}: the stream has not ended after {deadline:.0f} s", step="21")
         if self._error is not None:
             raise self._error
