@@ -93,6 +93,7 @@ def start() -> tuple[int, socket.socket]:
         os.setsid()
         kernel.name_process("vadplab-care")
         kernel.close_all_but({theirs.fileno()})
+        kernel.fresh_streams()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # its end is the end of the lab, nothing else
         _serve(theirs)

@@ -212,9 +212,7 @@ def _become(request: dict[str, Any]) -> int:
             return 127 if isinstance(exc, FileNotFoundError) else 126
     os.environ.clear()
     os.environ.update(environment)
-    # New streams: those of the zygote remember positions in other files.
-    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    kernel.fresh_streams()
     module = str(request["module"])
     sys.argv = [module, *argv]
     return int(_entry(module)(argv) or 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.realise import folders, kernel, lifecycle, probe, rtnetlink
+from lab.realise import folders, kernel, lifecycle, outside, probe, rtnetlink
 from lab.realise.control import ControlClient
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
@@ -100,12 +100,12 @@ class Remains:
         raise AssertionError(f"no process {inner} in the lab")
 
     def processes(self) -> list[int]:
-        """Pids, seen from here, of the processes in the lab's pid namespace."""
+        """Pids, seen from here, of the lab's processes; zombies that wait for this machine's init do not count."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with suppress(OSError):
-                    if (entry / "ns/pid").readlink() == self._pid_namespace:
+                    if (entry / "ns/pid").readlink() == self._pid_namespace and outside.running(int(entry.name)):
                         found.append(int(entry.name))
         return found
 
