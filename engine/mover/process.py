@@ -112,7 +112,9 @@ class Mover:
                 await task.target_open(protocol.parse(protocol.TargetOpen, call.method, params))
                 return {}
             case "target.commit":
-                return await task.target_commit(protocol.parse(protocol.TargetCommit, call.method, params))
+                return await task.target_commit(
+                    protocol.parse(protocol.TargetCommit, call.method, params), call.progress
+                )
             case "restore.open":
                 return await task.restore_open(protocol.parse(protocol.RestoreOpen, call.method, params))
             case "restore.wait":

@@ -11,7 +11,8 @@ source.open     mode, vcenter, vm, snapshot, disk, vmx          {vmx, capacity, 
 source.read     -                                               {total, read, zero, data, sent, blocks, root}   20c, 21;
                                                                 progress {read, total, sent, rate}
 target.open     folder, file, size                              {}                              step 21, receiving side
-target.commit   root (optional)                                 {file, size, stored, digests, root, held}
+target.commit   root (optional)                                 {file, size, stored, digests, root, held};
+                                                                progress {stored, total} while it verifies
 restore.open    folder, disk                                    {port, token, size}             step r3
 restore.wait    -                                               {blocks, sent} once the console has the whole disk
 abort           -                                               {}; what was begun is given up and removed

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import VadplabError
+from engine.errors import ConnectError, RemoteError, VadplabError
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, NotReady, Stopped
 from engine.mover.receive import batch_of
@@ -71,7 +71,7 @@ class TargetPipeline:
             self._receive(link)
         except VadplabError as exc:
             self._error = self._error or exc
-            if link is not None:
+            if link is not None and not isinstance(exc, RemoteError | ConnectError):  # the other side does not know yet
                 link.fail(exc)
                 link.drain(DRAIN)
         except BaseException as exc:

@@ -180,12 +180,15 @@ class MoverTask:
 
         self._target = await _background(lambda: TargetPipeline(folder, params.file, params.size, blocking))
 
-    async def target_commit(self, params: protocol.TargetCommit) -> dict[str, Any]:
-        """Waits for the end of the stream, finishes and verifies the disk."""
+    async def target_commit(self, params: protocol.TargetCommit, report: Report) -> dict[str, Any]:
+        """Waits for the end of the stream, finishes and verifies the disk; reports that it is alive meanwhile."""
         target = self._target
         if target is None:
             raise NotReady("target.commit before target.open")
-        stored = await _background(lambda: target.commit(STREAM_DEADLINE))
+        work = _background(lambda: target.commit(STREAM_DEADLINE))
+        while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
+            await report({"stored": target.disk.stored, "total": target.disk.size})
+        stored = work.result()
         if params.root is not None and params.root != stored.root:
             raise NotReady("the source reports another root digest than it sent", step="21")
         return stored.to_dict()

@@ -64,6 +64,11 @@ class TargetDisk:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def stored(self) -> int:
+        """Bytes of the file so far."""
+        return self._writer.stored
+
     def add(self, first: int, lengths: Sequence[int], digests: bytes, payload: memoryview) -> None:
         """Takes a batch.
 
