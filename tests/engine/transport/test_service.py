@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""The Transport Service: movers start, are watched and reaped; restore points go through the store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import RemoteError
+from engine.rpc.client import Client
+from engine.transport.movers import Movers
+from engine.transport.service import TransportService
+from tests.engine.machines import REPOSITORY, Machines
+from tests.engine.waiting import until
+
+STUB = "tests.engine.transport.stub_mover"
+
+
+@pytest.fixture(autouse=True)
+def _from_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+@asynccontextmanager
+async def serving(folder: Path, **fields: Any) -> AsyncIterator[tuple[TransportService, Client, Machines, int]]:
+    machines = Machines(folder)
+    path = machines.path("repository-1", **fields)
+    service = TransportService(machines.config("repository-1", **fields), Movers(path, STUB))
+    port = await service.start()
+    client = await machines.client(port, to="repository-1", by="backup-server")
+    try:
+        yield service, client, machines, port
+    finally:
+        await client.close()
+        await service.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_movers_start_stop_and_are_reaped(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, repository="points") as (service, client, _, _port):
+            hello = await client.call("hello")
+            assert hello["name"] == "repository-1" and hello["roles"] == ["proxy", "repository"]
+            assert hello["mover_ports"] == [2500, 3300] and hello["free_bytes"] > 0
+            one = await client.call("mover.start", session="s", task="vm:2000", role="source", deadline=20)
+            two = await client.call("mover.start", session="s", task="vm:2000", role="target", deadline=20)
+            assert one["port"] == 2500 and one["token"] != two["token"] and service.movers.count == 2
+            os.kill(int(one["token"]), signal.SIGKILL)
+            await until(lambda: service.movers.count == 1)
+            assert (await client.call("mover.stop", session="s"))["stopped"] == 1
+            assert not alive(int(two["token"])) and service.movers.count == 0
+
+    asyncio.run(main())
+
+
+def test_movers_end_with_their_manager_and_with_the_service(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, repository="points") as (service, client, machines, port):
+            other = await machines.client(port, to="repository-1", by="backup-server")
+            kept = await client.call("mover.start", session="kept", task="a", role="source", deadline=20)
+            lost = await other.call("mover.start", session="lost", task="a", role="source", deadline=20)
+            await other.call("point.begin", job="j", vm="v", point="20261125T071500Z-3f2a", session="lost")
+            assert list((tmp_path / "points/j/v").iterdir())
+            await other.close()
+            await until(lambda: service.movers.count == 1)
+            await until(lambda: not alive(int(lost["token"])) and not list((tmp_path / "points/j/v").iterdir()))
+            assert alive(int(kept["token"]))
+        assert not alive(int(kept["token"]))
+
+    asyncio.run(main())
+
+
+def test_killed_service_leaves_no_mover(tmp_path: Path) -> None:
+    async def main() -> None:
+        machines = Machines(tmp_path)
+        path = machines.path("proxy-1")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "engine.transport", "--config", str(path), "--mover-module", STUB,
+            stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            ready = await asyncio.wait_for(process.stdout.readline(), 20)
+            port = int(ready.decode().split(":")[1].rstrip("}\n"))
+            client = await machines.client(port, to="proxy-1")
+            mover = await client.call("mover.start", session="s", task="a", role="source", deadline=20)
+            process.kill()
+            await process.wait()
+            await until(lambda: not alive(int(mover["token"])))
+            await client.close()
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+    asyncio.run(main())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as (service, client, _, _port):
+            cases: list[tuple[str, dict[str, Any], str]] = [
+                ("mover.start", {"session": "s", "task": "silent", "role": "source"}, "process.failed"),
+                ("mover.start", {"session": "s", "task": "mute", "role": "source"}, "process.failed"),
+                ("mover.start", {"session": "s", "task": "a", "role": "king"}, "wire.params"),
+                ("mover.start", {"session": "s", "task": "a", "role": "target"}, "transport.not-a-repository"),
+                ("mover.start", {"session": "s", "role": "source"}, "wire.params"),
+                ("points.list", {}, "transport.not-a-repository"),
+                ("nonsense", {}, "wire.method"),
+            ]
+            for method, params, code in cases:
+                with pytest.raises(RemoteError) as caught:
+                    await client.call(method, deadline=20, **params)
+                assert caught.value.to_dict()["code"] == code, method
+            assert service.movers.count == 0 and (await client.call("hello"))["roles"] == ["proxy"]
+
+    asyncio.run(main())
+
+
+def test_points_go_through_the_store(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, repository="points") as (_, client, _, _port):
+            where = {"job": "demo", "vm": "linux-vm", "point": "20261125T071500Z-3f2a"}
+            folder = Path((await client.call("point.begin", **where, session="s"))["folder"])
+            assert folder.is_dir() and folder.name.startswith(".partial-")
+            assert (await client.call("points.list"))["points"] == []
+            for method, params, code in (
+                ("point.begin", where, "store.busy"),
+                ("point.commit", {**where, "manifest": {}}, "store.format"),
+                ("points.find", {"point": where["point"]}, "store.not-found"),
+            ):
+                with pytest.raises(RemoteError) as caught:
+                    await client.call(method, **params)
+                assert caught.value.to_dict()["code"] == code, method
+            await client.call("point.abort", **where)
+            assert not folder.exists()
+
+    asyncio.run(main())
