@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fakes.core import inventory
 from fakes.core.daemon import die_with_parent, ready, until_signal
@@ -24,7 +25,14 @@ from fakes.esxi.journal import Journal
 from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate
 from fakes.esxi.server import EsxiHost
 
+if TYPE_CHECKING:
+    from fakes.esxi.hostview import HostView
+
 PORT = 902
+
+
+class Unavailable(Exception):
+    """Something that was asked for cannot be served; exit code 3."""
 
 
 class BadUsage(Exception):
@@ -41,7 +49,7 @@ def main(argv: list[str]) -> int:
     except BadUsage as exc:
         print(f"vadplab fake esxi: {exc}", file=sys.stderr)
         return 2
-    except LoneFailed as exc:
+    except (LoneFailed, Unavailable) as exc:
         print(f"vadplab fake esxi: {exc}", file=sys.stderr)
         return 3
     except OSError as exc:
@@ -59,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--journal", type=Path, help="journal file (JSON lines)")
     parser.add_argument("--keylog", type=Path, help="TLS key log for captures")
     parser.add_argument("--accounts", type=Path, help="the host's own accounts, one NAME:PASSWORD a line")
+    view = parser.add_argument_group("host view (443), in a lab with --inventory")
+    view.add_argument("--https-port", type=int, default=443, help="port of the host view (default: 443)")
+    view.add_argument("--no-host-view", action="store_true", help="902 only")
+    view.add_argument("--vcsim", metavar="WHAT", help="as for `vadplab fake vcenter`")
     lone = parser.add_argument_group("without a lab")
     lone.add_argument("--image", type=Path, help="raw disk image to serve")
     lone.add_argument("--size", help="serve an empty disk in memory, for example 64MiB")
@@ -97,10 +109,41 @@ async def _in_lab(args: argparse.Namespace, listener: socket.socket) -> int:
         raise BadUsage(f"{args.fabric}: no such folder")
     host = _host(args, listener, args.certificate, args.fabric)
     await host.start(listener)
-    ready(f"ready {args.name} on {_where(listener)}")
-    await until_signal()
-    await host.stop()
+    view: HostView | None = None
+    try:
+        if args.inventory is not None and not args.no_host_view:
+            view = await _host_view(args, listener)
+        ready(f"ready {args.name} on {_where(listener)}")
+        if view is not None:
+            ready(f"host view {view.url}")
+        await until_signal()
+    finally:
+        if view is not None:
+            await view.stop()
+        await host.stop()
     return 0
+
+
+async def _host_view(args: argparse.Namespace, listener: socket.socket) -> HostView | None:
+    """The host's 443; None (said on standard error) where vcsim cannot be had."""
+    from fakes.esxi import hostview  # pyVmomi takes its time: only who serves 443 pays for it
+
+    try:
+        return await hostview.start(
+            name=args.name,
+            address=str(listener.getsockname()[0]),
+            port=args.https_port,
+            certificate=args.certificate,
+            inventory=inventory.load(args.inventory),
+            fabric=args.fabric,
+            journal=args.journal,
+            vcsim=args.vcsim,
+        )
+    except hostview.HostViewFailed as exc:
+        if exc.missing and args.vcsim is None:
+            print(f"vadplab fake esxi: no host view on 443: {exc}", file=sys.stderr, flush=True)
+            return None
+        raise Unavailable(str(exc)) from exc
 
 
 async def _lone(args: argparse.Namespace, listener: socket.socket, folder: Path) -> int:

@@ -46,6 +46,7 @@ class Site:
         line = self._run(
             "fakes.esxi", "--name", "esxi-1", "--listen", "127.0.0.1:0", "--certificate", certificate,
             "--fabric", self.fabric, "--journal", self.journal, "--inventory", folder / "inventory.yaml",
+            "--no-host-view",
         )  # fmt: skip
         host, _, port = line.rsplit(" ", 1)[1].rpartition(":")
         self.address = (host, int(port))
