@@ -119,7 +119,7 @@ def esxi(supervisor: Supervisor) -> list[Daemon]:
             (
                 *("--name", name, "--listen", plan.ip(name), "--certificate", str(lab.pki / f"{name}.pem")),
                 *("--fabric", str(supervisor.fabric), "--inventory", str(lab.inventory_file)),
-                *("--journal", str(_evidence(lab.fakes / name) / "journal.jsonl")),
+                *("--journal", str(_evidence(lab.fakes / name) / "journal.jsonl"), *_vcsim(supervisor)),
             ),
         )
         for name in plan.by_role(Role.ESXI)
@@ -132,11 +132,16 @@ def vcenter(supervisor: Supervisor) -> list[Daemon]:
     found = []
     for name in plan.by_role(Role.VCENTER):
         state = _evidence(lab.fakes / name)
-        vcsim = ("--vcsim", supervisor.launch.vcsim) if supervisor.launch.vcsim else ()
         argv = (
             *("--listen", f"{plan.ip(name)}:443", "--certificate", str(lab.pki / f"{name}.pem")),
             *("--inventory", str(lab.inventory_file), "--fabric", str(supervisor.fabric)),
-            *("--state", str(supervisor.fabric.parent / name), "--journal", str(state / "journal.jsonl"), *vcsim),
+            *(
+                "--state",
+                str(supervisor.fabric.parent / name),
+                "--journal",
+                str(state / "journal.jsonl"),
+                *_vcsim(supervisor),
+            ),
         )
         found.append(Daemon(name, "vcenter", "fakes.vcenter", argv))
     return found
@@ -199,6 +204,10 @@ async def _all(*work: Awaitable[None]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+def _vcsim(supervisor: Supervisor) -> tuple[str, ...]:
+    return ("--vcsim", supervisor.launch.vcsim) if supervisor.launch.vcsim else ()
 
 
 def _evidence(folder: Path) -> Path:

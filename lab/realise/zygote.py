@@ -210,6 +210,7 @@ def _become(request: dict[str, Any]) -> int:
         except OSError as exc:
             print(f"{argv[0]}: {exc.strerror}", file=sys.stderr)
             return 127 if isinstance(exc, FileNotFoundError) else 126
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as every Python program starts: a peer that goes away is an error
     os.environ.clear()
     os.environ.update(environment)
     kernel.fresh_streams()
