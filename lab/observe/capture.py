@@ -29,7 +29,8 @@ Mode = Literal["headers", "full"]
 HEADER_BYTES = 256
 COOKED_V2 = 20
 """Length of the cooked v2 link header, which counts towards the snap length."""
-BUFFER_MIB = 32
+BUFFER_MIB: dict[Mode, int] = {"headers": 32, "full": 256}
+"""The kernel's ring for packets that dumpcap has not written yet; a full capture of disk data outruns a small one."""
 _STATISTICS = re.compile(r"Packets received/dropped on interface '[^']*': (\d+)/(\d+)")
 
 
@@ -69,7 +70,7 @@ class Capture:
         if program is None:
             raise ToolMissing("dumpcap is not installed")
         snap = 0 if self.mode == "full" else HEADER_BYTES + COOKED_V2
-        command = [program, "-q", "-i", "any", "-y", "LINUX_SLL2", "-s", str(snap), "-B", str(BUFFER_MIB)]
+        command = [program, "-q", "-i", "any", "-y", "LINUX_SLL2", "-s", str(snap), "-B", str(BUFFER_MIB[self.mode])]
         self._process = await asyncio.create_subprocess_exec(
             *command,
             "-w",
