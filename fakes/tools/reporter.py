@@ -18,6 +18,7 @@ from fakes.core import fabric
 from fakes.tools.machine import ToolsMachine
 
 REFRESH = 5.0
+AGAIN = 0.5  # after a refusal: the VM may not be registered yet
 _ANSWER = 30.0
 _FIRST, _LONGEST = 0.1, 2.0
 
@@ -85,7 +86,8 @@ class Reporter:
         changed = asyncio.create_task(self._machine.changed.wait())
         ended = asyncio.create_task(reader.read(1))
         try:
-            await asyncio.wait({changed, ended}, timeout=REFRESH, return_when=asyncio.FIRST_COMPLETED)
+            due = AGAIN if self._complaint else REFRESH
+            await asyncio.wait({changed, ended}, timeout=due, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 raise EOFError("vCenter closed the connection")
         finally:
