@@ -161,8 +161,9 @@ class Disk:
     def _hint(self, grain: int) -> int:
         """The LUN grain that would keep `grain` beside its neighbours of the same layer, or -1."""
         words = self.top.words
-        start = max(grain - grain % REGION - 1, 0)
-        for near in (*range(grain - 1, start - 1, -1), *range(grain + 1, min(start + 1 + REGION, self.grains))):
+        first = grain - grain % REGION
+        region = (*range(grain - 1, first - 1, -1), *range(grain + 1, min(first + REGION, self.grains)))
+        for near in (*region, grain - 1) if grain else region:
             if words[near] not in (ABSENT, ZEROED):
                 return int(words[near] - 1 + grain - near)
         return -1
@@ -192,9 +193,8 @@ class Disk:
             if not whole and self.view[grain]:
                 self.write(zeros(stop - at), at)
 
-    def flush(self) -> None:
-        """Makes all completed writes durable: data first, then the maps that name it."""
-        self.lun.sync()
+    def sync_maps(self) -> None:
+        """Makes maps and write log durable. The data that they name must be durable before."""
         for layer in self.chain:
             layer.sync()
         self.log.sync()

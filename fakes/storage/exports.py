@@ -90,11 +90,12 @@ class Handle:
             gate.leave(epoch)
 
     def flush(self) -> None:
-        """Makes all completed writes durable, those of other connections too."""
+        """Makes all completed writes durable, those of other connections too: data first, then the maps that name it."""
+        self._disk.lun.sync()  # outside the gate: it may take long, and must not hold up a snapshot
         gate = self._vm.gate
         epoch = gate.enter()
         try:
-            self._disk.flush()
+            self._disk.sync_maps()
         finally:
             gate.leave(epoch)
 

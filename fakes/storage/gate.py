@@ -42,11 +42,10 @@ class Gate:
         ready: list[int] = []
         with self._cond:
             self._active[epoch] -= 1
-            if not self._active[epoch]:
-                if self._waiting:
-                    self._cond.notify_all()
-                if self._fresh or self._ripe:
-                    ready = self._advance()
+            if self._waiting and not self._active[epoch]:
+                self._cond.notify_all()
+            if self._fresh or self._ripe:
+                ready = self._advance()
         if ready:
             self._release(ready)
 

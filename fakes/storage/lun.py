@@ -101,11 +101,14 @@ class Lun:
             return found
 
     def _open_region(self, slot: int) -> int:
+        """A LUN grain at `slot` of a region of which nothing is used; without such a region, any free grain."""
         for start in (self._cursor, 0):
-            at = self._used.find(bytes(REGION), start)
-            if at >= 0:
-                self._cursor = at + REGION
-                return at + slot
+            at = start
+            while (at := self._used.find(bytes(REGION), at)) >= 0:
+                at = -(-at // REGION) * REGION
+                if self._used[at : at + REGION] == bytes(REGION):
+                    self._cursor = at + REGION
+                    return at + slot
         return self._used.find(b"\0")
 
     def release(self, freed: list[int]) -> None:
