@@ -140,7 +140,7 @@ async def _host_view(args: argparse.Namespace, listener: socket.socket) -> HostV
             vcsim=args.vcsim,
         )
     except hostview.HostViewFailed as exc:
-        if exc.missing and args.vcsim is None:
+        if exc.optional:
             print(f"vadplab fake esxi: no host view on 443: {exc}", file=sys.stderr, flush=True)
             return None
         raise Unavailable(str(exc)) from exc

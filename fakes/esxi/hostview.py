@@ -22,11 +22,11 @@ USER = "root"
 
 
 class HostViewFailed(Exception):
-    """The host view cannot be served. `missing` when vcsim cannot be had here."""
+    """The host view cannot be served. `optional`: no vcsim can be had, and the user did not name one that must serve."""
 
-    def __init__(self, text: str, *, missing: bool = False) -> None:
+    def __init__(self, text: str, *, optional: bool = False) -> None:
         super().__init__(text)
-        self.missing = missing
+        self.optional = optional
 
 
 @dataclass
@@ -53,12 +53,7 @@ async def start(
     vcsim: str | None,
 ) -> HostView:
     """Starts the host view on `address`:`port`. Raises HostViewFailed."""
-    try:
-        found = await asyncio.to_thread(source.locate, vcsim, source.default_cache())
-    except source.VcsimMissing as exc:
-        raise HostViewFailed(str(exc), missing=True) from exc
-    if found.executable is None:
-        raise HostViewFailed(f"{found.describe()} cannot be started by a host; name a binary (--vcsim)", missing=True)
+    found = await asyncio.to_thread(_vcsim, vcsim)
     settings = Settings(
         source=found,
         certificate=certificate,
@@ -79,3 +74,22 @@ async def start(
     except (SimulatorFailed, FabricError, vmodl.MethodFault) as exc:
         raise HostViewFailed(f"the inventory of the host view cannot be built: {exc}") from exc
     return HostView(gateway, f"https://{where}:{bound}/sdk")
+
+
+def _vcsim(spec: str | None) -> source.VcsimSource:
+    """A vcsim that this process can start itself. A container is vCenter's: a host then takes one from PATH or the cache."""
+    if spec is not None and not spec.startswith("docker"):
+        try:
+            found = source.locate(spec, source.default_cache())
+        except source.VcsimMissing as exc:
+            raise HostViewFailed(str(exc)) from exc
+        return found
+    cache = source.default_cache()
+    kinds = ["path"] if spec is not None and not source.built_path(cache).is_file() else ["path", "built"]
+    reason = ""
+    for kind in kinds:
+        try:
+            return source.locate(kind, cache)
+        except source.VcsimMissing as exc:
+            reason = str(exc)
+    raise HostViewFailed(reason, optional=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import ssl
 import subprocess
@@ -25,9 +26,7 @@ vms: [{name: web, host: esxi-1, datastore: datastore1, disks: [{size: 4MiB}]}]
 
 
 def _has_vcsim() -> bool:
-    if source._on_path() is not None:
-        return True
-    return any(source.default_cache().glob("vcsim-*"))
+    return shutil.which("vcsim") is not None or source.built_path(source.default_cache()).is_file()
 
 
 @pytest.mark.skipif(not _has_vcsim(), reason="no vcsim on PATH or built (make setup)")
@@ -51,6 +50,7 @@ def test_host_view_beside_902(tmp_path: Path, certificate: Path) -> None:
         host = start(
             "fakes.esxi", "--name", "esxi-1", "--listen", "127.0.0.1:0", "--certificate", certificate, "--fabric", fabric,
             "--inventory", tmp_path / "inventory.yaml", "--journal", tmp_path / "journal.jsonl", "--https-port", "0",
+            "--vcsim", "docker",
         )  # fmt: skip
         assert host.stdout is not None
         where = host.stdout.readline().split()[-1].rpartition(":")
