@@ -69,7 +69,7 @@ def _on_terminal(client: ControlClient, params: dict[str, Any]) -> int:
     saved = termios.tcgetattr(0)
     before = signal.signal(signal.SIGWINCH, resize)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the shell
         _relay(client, master)
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, saved)

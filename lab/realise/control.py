@@ -26,6 +26,7 @@ from lab.errors import ControlFailed, LabNotRunning, RemoteLabError, exit_status
 
 MAX_LINE = 1 << 24
 MAX_FDS = 16
+LAST_ANSWERS = 2.0
 
 
 @dataclass
@@ -55,6 +56,8 @@ class ControlServer:
         path.chmod(0o600)
         self._handler = handler
         self._tasks: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[dict[str, Any]]] = set()
         self._accepting = asyncio.create_task(self._accept())
 
     async def _accept(self) -> None:
@@ -66,23 +69,35 @@ class ControlServer:
             task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, lines: _Lines) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         with contextlib.suppress(OSError), contextlib.closing(lines):
             while line := await lines.read():
-                request = _parse(line, lines.take_fds())
-                answering = asyncio.ensure_future(self._answer(request))
+                self._busy.add(task)
                 try:
-                    listening = asyncio.create_task(_listen(lines, request))
-                    await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
-                    listening.cancel()
-                    await asyncio.wait({listening})  # it must have let go of the socket before the next request
-                    if not answering.done():
-                        answering.cancel()
-                        await asyncio.wait({answering})
-                        return
-                    await lines.write(answering.result())
+                    await self._exchange(lines, _parse(line, lines.take_fds()))
                 finally:
-                    answering.cancel()
-                    request.close_fds()
+                    self._busy.discard(task)
+
+    async def _exchange(self, lines: _Lines, request: Request) -> None:
+        """Answers one request; raises OSError when the client has closed before its answer was there."""
+        answering = asyncio.create_task(self._answer(request))
+        listening = asyncio.create_task(_listen(lines, request))
+        self._answering.add(answering)
+        try:
+            await asyncio.wait({answering, listening}, return_when=asyncio.FIRST_COMPLETED)
+            listening.cancel()
+            await asyncio.wait({listening})  # it must have let go of the socket before the next request
+            if not answering.done():
+                answering.cancel()
+                await asyncio.wait({answering})
+                raise ConnectionAbortedError
+            await lines.write(answering.result())
+        finally:
+            self._answering.discard(answering)
+            for task in (answering, listening):
+                task.cancel()
+            request.close_fds()
 
     async def _answer(self, request: Request) -> dict[str, Any]:
         try:
@@ -98,8 +113,12 @@ class ControlServer:
             return {"error": {**failure.to_dict(), "exit_code": failure.exit_code}}
 
     async def close(self) -> None:
-        """Stops accepting and ends every connection."""
+        """Stops accepting, cancels what is being answered, and ends every connection once its last answer is out."""
         self._accepting.cancel()
+        for answering in list(self._answering):
+            answering.cancel()
+        if self._busy:
+            await asyncio.wait(set(self._busy), timeout=LAST_ANSWERS)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(self._accepting, *self._tasks, return_exceptions=True)

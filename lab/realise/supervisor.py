@@ -389,6 +389,6 @@ async def _live(
         return 0
     finally:
         lab.control_socket.unlink(missing_ok=True)
-        await supervisor.close()
         if control is not None:
             await control.close()
+        await supervisor.close()
