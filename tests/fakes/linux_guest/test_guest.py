@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -235,3 +236,63 @@ def test_a_disk_with_something_else_is_not_formatted(site: Site) -> None:
         site.boot()
     assert site.guest is not None
     assert site.guest.wait(20) == 1
+
+
+SCRIPTS = Path(__file__).parents[3] / "engine" / "guest" / "scripts"
+
+
+def test_the_engines_own_scripts_freeze_only_the_guest(site: Site) -> None:
+    site.boot()
+    for name in ("pre-freeze", "post-thaw"):
+        text = (SCRIPTS / f"{name}.sh").read_text()
+        site.read(f"mkdir -p /run/session && cat > /run/session/{name} <<'END'\n{text}\nEND")
+    (frozen,) = site.ssh("sh /run/session/pre-freeze")
+    assert (frozen.exit_status, frozen.stderr) == (0, "")
+    assert str(frozen.stdout).strip() == "frozen: /"
+    (thawed,) = site.ssh("sh /run/session/post-thaw")
+    assert (thawed.exit_status, thawed.stderr) == (0, "")
+    assert [(e["event"], e["mount"]) for e in site.record()] == [("frozen", "/"), ("thawed", "/")]
+
+
+def test_sftp_and_exec_see_one_root(site: Site) -> None:
+    site.boot()
+
+    async def scene() -> tuple[str, list[str]]:
+        async with asyncssh.connect(
+            sock=site.connect(), username="backup", password=PASSWORD, known_hosts=None, config=None, agent_path=None
+        ) as connection:
+            async with connection.start_sftp_client() as sftp:
+                async with sftp.open("/run/uploaded", "w") as file:
+                    await file.write("by sftp")
+                names = sorted(str(name) for name in await sftp.listdir("/"))
+            return str((await connection.run("cat /run/uploaded")).stdout), names
+
+    text, names = asyncio.run(scene())
+    assert text == "by sftp"
+    assert {"etc", "usr", "srv"} <= set(names) and "boot" not in names
+
+
+@pytest.mark.parametrize("victim", ["nbdfuse", "storage"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+def test_a_guest_that_lost_its_disk_ends(site: Site, victim: str, frozen: bool) -> None:
+    guest = site.boot()
+    if frozen:
+        site.read("fsfreeze -f /")
+    if victim == "storage":
+        os.kill(_children(site.storage_process.pid)[0], signal.SIGKILL)
+        os.kill(site.guest_pid(), signal.SIGTERM)
+    else:
+        (nbdfuse,) = [pid for pid in _children(site.guest_pid()) if _name(pid) == "nbdfuse"]
+        os.kill(nbdfuse, signal.SIGKILL)
+    assert guest.wait(40) in ((1,) if victim == "nbdfuse" else (0, 1))  # a shutdown may go well without storage, or not
+    eventually(site.free)
+    if frozen:
+        assert [e["event"] for e in site.record()][:2] == ["frozen", "thawed"]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
