@@ -8,21 +8,25 @@ line says so. Fakes get the fabric folder; engine processes get their configurat
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import VadplabError
 from engine.events import new_id
 from lab.observe.recorder import Recorder
 from lab.observe.runs import run_name
 from lab.realise import deploy
+from lab.realise.process import Process
 from lab.realise.supervisor import Supervisor
 from lab.topology.model import Role
 
 ENGINE_READY = 30.0
 FAKES_READY = 60.0
 RESCAN = 120.0
+RESTART_PAUSE, RESTART_CALM = 0.2, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,9 @@ async def start(supervisor: Supervisor) -> None:
         ("engine", engine(supervisor), ENGINE_READY),
     ):
         begun = time.monotonic()
-        await _all(*(_spawn(supervisor, daemon, timeout) for daemon in daemons))
+        started = await _all(*(_spawn(supervisor, daemon, timeout) for daemon in daemons))
+        if title == "engine":
+            keep_alive(supervisor, dict(zip(daemons, started, strict=True)))
         if daemons:
             supervisor.report(title, count=len(daemons), ms=_ms(begun))
 
@@ -187,8 +193,38 @@ def engine(supervisor: Supervisor) -> list[Daemon]:
     return found
 
 
-async def _spawn(supervisor: Supervisor, daemon: Daemon, timeout: float) -> None:
-    await supervisor.spawn(
+def keep_alive(supervisor: Supervisor, running: dict[Daemon, Process]) -> None:
+    """Starts a service of the engine again when it dies, as the init system of a real machine does."""
+    keepers = [asyncio.create_task(_keep(supervisor, daemon, process)) for daemon, process in running.items()]
+
+    async def stop() -> None:
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+    supervisor.on_close(stop)
+
+
+async def _keep(supervisor: Supervisor, daemon: Daemon, process: Process) -> None:
+    pause = RESTART_PAUSE
+    while True:
+        code = await process.wait()
+        lived = time.monotonic() - process.started
+        pause = RESTART_PAUSE if lived > RESTART_CALM else min(pause * 2, RESTART_CALM)
+        print(f"{daemon.host}: {daemon.name} ended ({code}); starting it again", file=sys.stderr, flush=True)
+        supervisor.processes.all.remove(process)
+        while True:
+            await asyncio.sleep(pause)  # the init system's pause between two starts, not a wait for something
+            try:
+                process = await _spawn(supervisor, daemon, ENGINE_READY)
+                break
+            except VadplabError as exc:
+                pause = min(pause * 2, RESTART_CALM)
+                print(f"{daemon.host}: {daemon.name}: {exc}", file=sys.stderr, flush=True)
+
+
+async def _spawn(supervisor: Supervisor, daemon: Daemon, timeout: float) -> Process:
+    return await supervisor.spawn(
         daemon.host,
         daemon.name,
         module=daemon.module,
@@ -198,12 +234,13 @@ async def _spawn(supervisor: Supervisor, daemon: Daemon, timeout: float) -> None
     )
 
 
-async def _all(*work: Awaitable[None]) -> None:
+async def _all(*work: Awaitable[Process]) -> list[Process]:
     """All at once; the first error is raised after all have ended, so that nothing goes on behind it."""
     results = await asyncio.gather(*work, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
 def _vcsim(supervisor: Supervisor) -> tuple[str, ...]:
