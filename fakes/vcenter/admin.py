@@ -22,6 +22,22 @@ POLL = 0.005  # seconds between looks at a task; vcsim's tasks take milliseconds
 TASK_DEADLINE = 60.0
 
 
+class NfcService(VmomiSupport.ManagedObject):  # type: ignore[misc]
+    """The type that pyVmomi does not ship, as far as a reference in a fault needs it."""
+
+    _wsdlName = "NfcService"
+
+
+def reference(kind: str, moid: str) -> Any:
+    """A managed object of that wsdl type; its attributes can not be read through it, only `call` uses it."""
+    if kind == "NfcService":
+        return NfcService(moid)
+    try:
+        return VmomiSupport.GetWsdlType(soap.VIM25, kind)(moid, None)
+    except (KeyError, TypeError, AttributeError):
+        return VmomiSupport.ManagedObject(moid)
+
+
 class _Stub(SoapAdapter.SoapStubAdapterBase):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(soap.VERSION)
@@ -38,8 +54,8 @@ class AdminSession:
         self.content: Any = None
 
     def object(self, kind: str, moid: str) -> Any:
-        """A managed object of that wsdl type; its attributes can not be read through it, only `call` uses it."""
-        return VmomiSupport.GetWsdlType(soap.VIM25, kind)(moid, None)
+        """`reference`, for callers that hold a session."""
+        return reference(kind, moid)
 
     async def raw(self, body: bytes, timeout: float = 60.0) -> tuple[int, bytes]:
         """Sends a SOAP message; returns status and body. Raises UpstreamGone, TimeoutError."""

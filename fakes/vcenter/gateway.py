@@ -30,6 +30,7 @@ from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
 from fakes.vcenter import builder, devices, guard, simulator, soap, tasks
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
+from fakes.vcenter.collectors import Collectors
 from fakes.vcenter.guest import GuestOperations
 from fakes.vcenter.http import Headers, Reply, Request
 from fakes.vcenter.journal import Journal
@@ -110,10 +111,12 @@ class Gateway:
         self._fabric_server: asyncio.Server | None = None
         self.guest = GuestOperations()
         self._snapshots = Snapshots(self)
+        self._collectors = Collectors()
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
             "Login": self._login,
+            **self._collectors.handlers(),
             **dict.fromkeys(guard.EXCLUSIVE, self._exclusive),
             **self._snapshots.handlers(),
             **self._nfc.handlers(),
@@ -417,6 +420,10 @@ class Gateway:
             reply, fault = await self._broken(context, exc)
         except NotReady as exc:
             reply, fault = Reply.text(503, str(exc), ("Retry-After", "2")), None
+        except Exception:
+            _log.exception("%s on %s", call.method, call.this)
+            value = vmodl.fault.SystemError(reason="internal error")
+            reply, fault = Reply.xml(500, soap.fault(value, "A general system error occurred.")), "SystemError"
         self._journal.write(
             request.client, call.method, call.this, reply.status, fault, context.detail if context else None
         )
@@ -433,7 +440,9 @@ class Gateway:
 
     async def _fetch(self, context: Context) -> Reply:
         """Fetch reads one property; vcsim refuses some that a vCenter has, which are shown as unset instead."""
-        reply = GuestOperations.auth_manager(context) or await context.forward()
+        own = context.call.this_type == "PropertyCollector" and context.call.leaf.get("prop") == "filter"
+        pass_on = self._collectors.lead if own else Context.forward
+        reply = GuestOperations.auth_manager(context) or await pass_on(context)
         if reply.status != 200 and isinstance(reply.body, bytes) and (match := _FAULT.search(reply.body)):
             call, fault = context.call, match[1]
             lacking = fault == b"InvalidProperty" and soap.has_property(call.this_type, call.leaf.get("prop", ""))

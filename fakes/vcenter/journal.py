@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import Any, TextIO
 def mark(secret: str) -> str:
     """A name for a secret that does not tell it."""
     return hashlib.sha256(secret.encode()).hexdigest()[:8]
+
+
+# morefs of collectors and views carry the session's key, which is the cookie
+_SESSION = re.compile(r"session\[([^\]]*)\]")
 
 
 class Journal:
@@ -46,7 +51,7 @@ class Journal:
             "mono": time.monotonic(),
             "client": list(client) if client else None,
             "method": method,
-            "this": this,
+            "this": _SESSION.sub(lambda match: f"session[{mark(match[1])}]", this),
             "status": status,
             "fault": fault,
             "detail": detail,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from pyVmomi import VmomiSupport, vim, vmodl
+from pyVmomi import vim, vmodl
 
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
 from fakes.core.inventory import EsxiHost, VirtualMachine
 from fakes.vcenter import soap
+from fakes.vcenter.admin import reference
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
 from fakes.vcenter.http import Reply
 from fakes.vcenter.journal import mark
@@ -105,8 +106,7 @@ class NfcService:
     def _check_object(self, context: Context) -> None:
         call = context.call
         if call.this_type != "NfcService" or call.this_id not in self._names:
-            # pyVmomi knows no NfcService; the fault's reference is written for it by its base type
-            raise not_found(VmomiSupport.ManagedObject(call.this_id))
+            raise not_found(reference(call.this_type, call.this_id))
 
     async def _begin(self, context: Context) -> VirtualMachine:
         self._check_object(context)
@@ -118,11 +118,11 @@ class NfcService:
         name = places.vm_name(moid)
         if name is not None and name in self._vms:
             return self._vms[name]
-        reference = vim.VirtualMachine(moid, None)
+        unknown = vim.VirtualMachine(moid, None)
         try:
-            await context.world.admin.properties(reference, "name")
+            await context.world.admin.properties(unknown, "name")
         except vmodl.fault.ManagedObjectNotFound as exc:
-            raise not_found(reference) from exc
+            raise not_found(unknown) from exc
         raise SoapFault(vmodl.fault.NotSupported(), "This VM's host has no NFC service: it is not in the inventory.")
 
     def _host(self, context: Context, *, required: bool = False) -> str | None:

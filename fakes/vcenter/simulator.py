@@ -2,7 +2,8 @@
 """One vcsim as a child process: started on a port of loopback that it picks itself, ended with us, watched by us.
 
 It gets `-stdinexit` and a pipe for its standard input: when the gateway ends, however it ends, the pipe closes and vcsim
-ends too; PR_SET_PDEATHSIG does the same for one that does not read. Its password travels in a file, so that no process
+ends too; `setpriv --pdeathsig` does the same for one that does not read (not `preexec_fn`: Python code between fork and
+exec may block for ever in a process that has threads, and this one has). Its password travels in a file, so that no process
 list shows it. TMPDIR is a folder of ours, so that a killed vcsim leaves nothing behind.
 """
 
@@ -18,8 +19,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
-
-from fakes.core.daemon import die_with_parent
 
 START_DEADLINE = 60.0
 STOP_DEADLINE = 3.0
@@ -78,7 +77,9 @@ async def start(executable: Path, flags: Sequence[str], username: str, password:
     secret = folder / "password"
     secret.touch(mode=0o600)
     secret.write_text(password)
-    command = [str(executable), "-tls=false", "-l", "127.0.0.1:0", "-stdinexit"]
+    setpriv = shutil.which("setpriv")
+    command = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    command += [str(executable), "-tls=false", "-l", "127.0.0.1:0", "-stdinexit"]
     command += ["-username", username, "-password", str(secret), *flags]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -87,7 +88,6 @@ async def start(executable: Path, flags: Sequence[str], username: str, password:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "TMPDIR": str(folder)},
-            preexec_fn=die_with_parent,
         )
     except OSError as exc:
         shutil.rmtree(folder, ignore_errors=True)

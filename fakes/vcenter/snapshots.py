@@ -316,9 +316,7 @@ class Snapshots:
         """Makes vcsim's (new) VM show the snapshots that the storage holds, in their order, under new references."""
         await self._add(world, vm, state, state.snapshots)
 
-    async def _add(
-        self, world: World, vm: VirtualMachine, state: StoredVm, snapshots: list[StoredSnapshot]
-    ) -> None:
+    async def _add(self, world: World, vm: VirtualMachine, state: StoredVm, snapshots: list[StoredSnapshot]) -> None:
         assert self._owner.storage is not None
         reference = world.places.vms[vm.name]
         for stored in snapshots:

@@ -6,6 +6,7 @@ When vcsim dies its world is thrown away and another one is built; nothing of it
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class World:
     sanitiser: Sanitiser
     places: Places = field(default_factory=Places)
     snapshots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    collectors: dict[str, asyncio.Future[Any]] = field(default_factory=dict, repr=False)  # session → its collector
     stubs: dict[str, bytes] = field(default_factory=dict)  # `/folder` target → descriptor text
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from pyVim.task import WaitForTask
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from tests.fakes.vcenter.conftest import MakeSite, Site
 from tests.fakes.vcenter.test_snapshots import files, stored, take, until
@@ -37,6 +37,18 @@ def kill(site: Site) -> int:
     os.kill(process.pid, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{process.pid}").exists() or process.returncode is not None)
     return int(process.pid)
+
+
+def watching(site: Site, session: Any) -> Any:
+    """A collector that watches the name of a VM."""
+    query = vmodl.query.PropertyCollector
+    collector = session.RetrieveContent().propertyCollector.CreatePropertyCollector()
+    spec = query.FilterSpec(
+        objectSet=[query.ObjectSpec(obj=site.vm(session, "files-vm"))],
+        propSet=[query.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])],
+    )
+    collector.CreateFilter(spec, False)
+    return collector
 
 
 def test_inventory_and_snapshots_come_back(site: Site) -> None:
@@ -114,12 +126,13 @@ def test_requests_wait_for_the_new_one(site: Site) -> None:
 
 def test_a_long_poll_ends_when_vcsim_dies(site: Site) -> None:
     session = site.connect()
-    collector = session.RetrieveContent().propertyCollector.CreatePropertyCollector()
+    collector = watching(site, session)
     failed: list[BaseException] = []
 
     def poll() -> None:
         try:
-            collector.WaitForUpdatesEx("", vim.PropertyCollector.WaitOptions(maxWaitSeconds=300))
+            version = collector.WaitForUpdatesEx("").version
+            collector.WaitForUpdatesEx(version, vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=300))
         except BaseException as exc:
             failed.append(exc)
 
@@ -129,17 +142,18 @@ def test_a_long_poll_ends_when_vcsim_dies(site: Site) -> None:
     kill(site)
     thread.join(30)
     assert not thread.is_alive()
-    assert failed
+    assert failed, site.journal.read_text()[-900:]
 
 
 def test_a_client_that_leaves_ends_its_poll(site: Site) -> None:
     session = site.connect()
-    collector = session.RetrieveContent().propertyCollector.CreatePropertyCollector()
+    collector = watching(site, session)
     upstream = site.loop.run(site.gateway.world()).upstream
+    version = collector.WaitForUpdatesEx("").version
     connection = http.client.HTTPSConnection("127.0.0.1", site.port, context=site.trust, timeout=60)
     body = (
         '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><WaitForUpdatesEx xmlns="urn:vim25">'
-        f'<_this type="PropertyCollector">{collector._moId}</_this></WaitForUpdatesEx></s:Body></s:Envelope>'
+        f'<_this type="PropertyCollector">{collector._moId}</_this><version>{version}</version></WaitForUpdatesEx></s:Body></s:Envelope>'
     )
     connection.request("POST", "/sdk", body, {"Cookie": session._stub.cookie.split(";")[0]})
     until(lambda: len(site.gateway._server._connections) >= 2)  # type: ignore[union-attr]
