@@ -14,7 +14,6 @@ import contextlib
 import json
 import socket
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from fakes.core import inventory
 from fakes.core.daemon import die_with_parent, ready, until_signal
 from fakes.esxi.connection import Limits
 from fakes.esxi.journal import Journal
-from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate
+from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate, scratch
 from fakes.esxi.server import EsxiHost
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ async def _run(args: argparse.Namespace) -> int:
         listener = _listen(args.listen)
         cleanup.callback(listener.close)
         if lone:
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vadplab-esxi-")))
-            return await _lone(args, listener, folder)
+            return await _lone(args, listener, cleanup.enter_context(scratch()))
         return await _in_lab(args, listener)
 
 

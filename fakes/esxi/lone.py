@@ -12,8 +12,11 @@ import base64
 import contextlib
 import datetime
 import ipaddress
+import os
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,33 @@ def descriptor(size: int) -> str:
         f'createType="vmfs"\n\n# Extent description\nRW {sectors} VMFS "{VM}-flat.vmdk"\n\n'
         '# The Disk Data Base\nddb.adapterType = "lsilogic"\n'
     )
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder that goes even when this process is killed: a forked child waits for that and removes it.
+
+    To be entered while the process has one thread.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vadplab-esxi-"))
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()  # an interrupt from the terminal is not for it
+            os.close(writing)
+            for fd in (1, 2):  # whoever reads our output must see its end when we end
+                os.close(fd)
+            os.read(reading, 1)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os._exit(0)
+    os.close(reading)
+    try:
+        yield folder
+    finally:
+        os.close(writing)
+        os.waitpid(pid, 0)
 
 
 class LoneStorage:

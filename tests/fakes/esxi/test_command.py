@@ -64,17 +64,27 @@ def test_alone_with_an_image(tmp_path: Path) -> None:
     assert not Path(told["ticket_socket"]).exists()
 
 
-def test_sigkill_leaves_no_child() -> None:
+def test_sigkill_leaves_no_child_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with _start("--size", "1MiB") as process:
         _first_line(process)
+        assert list(tmp_path.iterdir())
         children = _children(process.pid)
         assert children
         process.kill()
         process.wait(10)
     deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+    while (list(tmp_path.iterdir()) or any(map(_running, children))) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
+    assert not [pid for pid in children if _running(pid)]
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
