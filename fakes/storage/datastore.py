@@ -8,6 +8,7 @@ change: files that it does not name are removed at open, merges that it names ar
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import os
 import shutil
@@ -25,7 +26,7 @@ from fakes.storage.gate import Gate
 from fakes.storage.grains import ABSENT, ZEROED
 from fakes.storage.layer import Layer
 from fakes.storage.lun import Lun
-from fakes.storage.structure import DiskRecord, LayerRecord, Merge, SnapshotRecord, Structure, VmRecord
+from fakes.storage.structure import Commit, DiskRecord, LayerRecord, Merge, SnapshotRecord, Structure, VmRecord
 from fakes.storage.truth import TruthKeeper
 from fakes.storage.writelog import WriteLog
 
@@ -139,9 +140,7 @@ class Datastore:
             for plan in job.disks:
                 self.lun.claim_orphans(plan.pinned())
         for vm in self.vms.values():
-            if vm.merges:
-                with vm.gate.closed():
-                    self.finish_merges(vm)
+            self.finish_merges(vm)
             self._remove_strays(vm)
             self.write_vmx(vm)
         for stray in (self.state / "chains").iterdir():
@@ -160,9 +159,15 @@ class Datastore:
                 path.unlink()
 
     def save(self) -> None:
-        """Commits the structure."""
+        """Commits the structure as it is."""
+        self.prepare().now()
+
+    def prepare(self, changed: VmRecord | None = None) -> Commit:
+        """The structure as it is, but with `changed` in its VM's place, ready to be committed."""
         vms = {vm.name: vm.record() for vm in self.vms.values()}
-        structure.save(self._structure_file, Structure(self.name, self.naa, self.lun.capacity, vms))
+        if changed:
+            vms[changed.name] = changed
+        return Commit(self._structure_file, Structure(self.name, self.naa, self.lun.capacity, vms))
 
     # -- names and look-ups ------------------------------------------------------------------------------------------
 
@@ -291,36 +296,54 @@ class Datastore:
             vm.power = on
             self.save()
 
-    # -- merging (the gate is closed) --------------------------------------------------------------------------------
+    # -- merging -----------------------------------------------------------------------------------------------------
 
     def finish_merges(self, vm: Vm) -> None:
-        """Does the merges that the structure names and commits them. May be done again after a kill at any instant."""
-        for merge in vm.merges:
-            disk = vm.disks[merge.key]
-            ids = [layer.id for layer in disk.chain]
-            _merge(disk, disk.chain[ids.index(merge.into)], disk.chain[ids.index(merge.source)])
-        gone = []
-        for merge in vm.merges:
-            disk = vm.disks[merge.key]
-            into = next(layer for layer in disk.chain if layer.id == merge.into)
-            source = next(layer for layer in disk.chain if layer.id == merge.source)
-            into.sync()
-            into.frozen = source.frozen
-            into.generation += 1
-            source.generation += 1
-            disk.chain.remove(source)
-            for snap in vm.snapshots:
-                if snap.layers[str(merge.key)] == source.id:
-                    snap.layers[str(merge.key)] = into.id
-            gone.append(source)
-        vm.merges = []
-        self.save()
+        """Does the merges that the structure names and commits them; may be done again after a kill at any instant.
+
+        Until the gate closes, writes still go to the layer that will be merged away: its map counts, not a copy of it.
+        """
+        if not vm.merges:
+            return
+        commit = self.prepare(_merged(vm.record()))
+        with vm.gate.closed():
+            gone = [self._merge(vm, merge) for merge in vm.merges]
+            vm.merges = []
+            commit.now()
         for layer in gone:
             layer.close()
             layer.path.unlink()
 
+    @staticmethod
+    def _merge(vm: Vm, merge: Merge) -> Layer:
+        disk = vm.disks[merge.key]
+        into = next(layer for layer in disk.chain if layer.id == merge.into)
+        source = next(layer for layer in disk.chain if layer.id == merge.source)
+        _lay_over(disk, into, source)
+        into.frozen = source.frozen
+        into.generation += 1
+        source.generation += 1
+        disk.chain.remove(source)
+        for snap in vm.snapshots:
+            if snap.layers[str(merge.key)] == source.id:
+                snap.layers[str(merge.key)] = into.id
+        return source
 
-def _merge(disk: Disk, into: Layer, source: Layer) -> None:
+
+def _merged(record: VmRecord) -> VmRecord:
+    """The record of a VM as it will be once its merges are done. `record` and its snapshots are left alone."""
+    record = copy.deepcopy(record)
+    for merge in record.merges:
+        disk = next(d for d in record.disks if d.key == merge.key)
+        disk.chain = [layer for layer in disk.chain if layer.id != merge.source]
+        for snap in record.snapshots:
+            if snap.layers[str(merge.key)] == merge.source:
+                snap.layers[str(merge.key)] = merge.into
+    record.merges = []
+    return record
+
+
+def _lay_over(disk: Disk, into: Layer, source: Layer) -> None:
     """Lays `source` over `into`; only entries move, no data. The replaced LUN grains go back to the allocator."""
     blank = ABSENT if into is disk.chain[0] else ZEROED
     freed = []

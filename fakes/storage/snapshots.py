@@ -8,6 +8,7 @@ structure file is the commit point of both.
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from fakes.storage import grains, paths, truth, writelog
 from fakes.storage.datastore import Datastore, Vm
 from fakes.storage.disk import Disk
 from fakes.storage.layer import Layer
-from fakes.storage.structure import Merge, SnapshotRecord
+from fakes.storage.structure import Commit, LayerRecord, Merge, SnapshotRecord, VmRecord
 
 
 def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRecord:
@@ -26,20 +27,22 @@ def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRec
         OSError: the host's disk is full; nothing changed. TimeoutError: I/O under way did not end.
     """
     with store.lock:
+        store.finish_merges(vm)  # if an earlier removal was cut short
         identity = vm.next_snapshot
         fresh = {key: _delta(store, vm, disk) for key, disk in vm.disks.items()}
         snapshot = SnapshotRecord(
             id=identity,
             name=name,
             description=description,
-            created="",
+            created=_now(),
             parent=vm.snapshots[-1].id if vm.snapshots else None,
             layers={str(key): disk.top.id for key, disk in vm.disks.items()},
             sequences={str(key): disk.sequence for key, disk in vm.disks.items()},
         )
         try:
+            commit = store.prepare(_with(vm.record(), snapshot, fresh))
             with vm.gate.closed():
-                job = _freeze(store, vm, snapshot, fresh)
+                job = _freeze(store, vm, snapshot, fresh, commit)
         except BaseException:
             for layer in fresh.values():
                 layer.close()
@@ -55,9 +58,20 @@ def _delta(store: Datastore, vm: Vm, disk: Disk) -> Layer:
     return store.layer(vm.name, disk.key, disk.size, disk.next_layer, name, create=True)
 
 
-def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int, Layer]) -> truth.Job:
+def _with(record: VmRecord, snapshot: SnapshotRecord, fresh: dict[int, Layer]) -> VmRecord:
+    """The record of the VM as it will be with the snapshot."""
+    record = copy.deepcopy(record)
+    record.snapshots.append(snapshot)
+    record.next_snapshot += 1
+    for disk in record.disks:
+        disk.chain.append(LayerRecord(fresh[disk.key].id, fresh[disk.key].name))
+        disk.sequence += 1
+        disk.next_layer += 1
+    return record
+
+
+def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int, Layer], commit: Commit) -> truth.Job:
     """The instant: plan of the truth record, copies of the write logs, commit, new tops. The gate is closed."""
-    snapshot.created = _now()
     header = {
         "schema": truth.SCHEMA,
         "vm": vm.name,
@@ -74,32 +88,27 @@ def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int,
     try:
         for key, disk in vm.disks.items():
             store.log_copy(vm, key, snapshot.id).write_bytes(disk.log.words)
-            disk.top.frozen = disk.view[:]
-            disk.chain.append(fresh[key])
-            disk.sequence += 1
-            disk.next_layer += 1
-        vm.snapshots.append(snapshot)
-        vm.next_snapshot += 1
-        store.save()
+        views = {key: disk.view[:] for key, disk in vm.disks.items()}
+        commit.now()
     except BaseException:
-        for key, disk in vm.disks.items():
-            if disk.top is fresh[key]:
-                disk.chain.pop()
-                disk.sequence -= 1
-                disk.next_layer -= 1
-            disk.top.frozen = None
+        for key in vm.disks:
             store.log_copy(vm, key, snapshot.id).unlink(missing_ok=True)
-        if vm.snapshots and vm.snapshots[-1] is snapshot:
-            vm.snapshots.pop()
-            vm.next_snapshot -= 1
         store.truth.withdraw(job)
         raise
+    for key, disk in vm.disks.items():
+        disk.top.frozen = views[key]
+        disk.chain.append(fresh[key])
+        disk.sequence += 1
+        disk.next_layer += 1
+    vm.snapshots.append(snapshot)
+    vm.next_snapshot += 1
     return job
 
 
 def remove(store: Datastore, vm: Vm, identity: int, *, children: bool) -> None:
     """Merges a snapshot away, with `children` also all that were taken after it. Its truth record stays."""
     with store.lock:
+        store.finish_merges(vm)
         start = vm.snapshots.index(vm.snapshot(identity))
         doomed = vm.snapshots[start:] if children else [vm.snapshots[start]]
         for snapshot in reversed(doomed):
@@ -113,14 +122,13 @@ def _remove_one(store: Datastore, vm: Vm, snapshot: SnapshotRecord) -> None:
         ids = [layer.id for layer in disk.chain]
         position = ids.index(snapshot.layers[str(key)])
         merges.append(Merge(key, ids[position], ids[position + 1]))
-    with vm.gate.closed():
-        at = vm.snapshots.index(snapshot)
-        if at + 1 < len(vm.snapshots):
-            vm.snapshots[at + 1].parent = snapshot.parent
-        del vm.snapshots[at]
-        vm.merges = merges
-        store.save()
-        store.finish_merges(vm)
+    at = vm.snapshots.index(snapshot)
+    if at + 1 < len(vm.snapshots):
+        vm.snapshots[at + 1].parent = snapshot.parent
+    del vm.snapshots[at]
+    vm.merges = merges
+    store.save()
+    store.finish_merges(vm)
     for key in vm.disks:
         store.log_copy(vm, key, snapshot.id).unlink(missing_ok=True)
 

@@ -94,19 +94,34 @@ def load(path: Path) -> Structure:
     return Structure(data["name"], data["naa"], data["capacity"], {n: _vm(v) for n, v in data["vms"].items()})
 
 
-def save(path: Path, structure: Structure) -> None:
-    """Replaces the file: after a kill it is either the old one or the new one."""
-    replace(path, json.dumps({"schema": SCHEMA, **asdict(structure)}, indent=1).encode())
+class Commit:
+    """A new structure file, written and synced beside the old one. `now` puts it in place, which takes no time.
+
+    So a change of the chain waits for the host's disk before or after the instant in which a VM's I/O stands still.
+    """
+
+    def __init__(self, path: Path, structure: Structure) -> None:
+        self._path = path
+        self._temporary = write_beside(path, json.dumps({"schema": SCHEMA, **asdict(structure)}, indent=1).encode())
+
+    def now(self) -> None:
+        """Commits: after a kill the file is either the old one or the new one."""
+        self._temporary.replace(self._path)
 
 
 def replace(path: Path, data: bytes) -> None:
     """Writes `data` to a file beside `path`, syncs it and renames it over `path`."""
+    write_beside(path, data).replace(path)
+
+
+def write_beside(path: Path, data: bytes) -> Path:
+    """Writes and syncs a temporary file beside `path`."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    return temporary
 
 
 def _vm(data: dict[str, Any]) -> VmRecord:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from fakes.storage.grains import GRAIN
 from tests.fakes.storage.world import SIZES, audit, content, digests, frozen, live, opened, truth, with_vm
 
 GRAINS = 32
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 KEYS = st.sampled_from(sorted(SIZES))
 PLACE = st.integers(0, 6)
 WITHIN = st.sampled_from([0, 0, 1, 512, GRAIN - 512])
@@ -29,7 +31,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="storage-model-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="storage-model-", dir=MEMORY))
         self.store = opened(self.folder / "s", GRAINS)
         self.vm = with_vm(self.store)
         self.now = {key: bytearray(size) for key, size in SIZES.items()}
