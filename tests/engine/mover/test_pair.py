@@ -164,10 +164,9 @@ async def test_throttle_is_obeyed(world: World, esxi: dict[str, Any], vcenter: S
             return time.monotonic() - start, read["sent"]
 
     free, sent = await run(None)
-    rate = sent // 2
-    slow, _ = await run(rate)
-    assert slow > 1.2 > free
-    assert slow < 5
+    slow, _ = await run(sent // 3)
+    assert slow > 2.4, "three seconds' worth of data, less the burst"
+    assert slow > free
 
 
 @pytest.mark.parametrize("direction", ["proxy-to-repository", "repository-to-proxy"])
@@ -204,10 +203,8 @@ async def test_mover_ends_with_its_control_connection(
         await target.call("target.open", folder=str(folder), file="disk-2000.qcow2", size=SIZE)
         reading = asyncio.create_task(source.call("source.read"))
         await asyncio.sleep(0.3)
-        start = time.monotonic()
         await source.client.close()
         assert await asyncio.wait_for(source.process.wait(), 8) == 0
-        assert time.monotonic() - start < 6
         with pytest.raises(VadplabError):
             await reading
         with pytest.raises(RemoteError) as caught:
