@@ -79,11 +79,16 @@ class Namespaces:
         return fd
 
     def adopt(self, host: str, fd: int) -> None:
-        """Takes an existing namespace (of a container) as that of `host`; `fd` is owned from here on."""
+        """Takes an existing namespace (of a container) as that of `host`; `fd` is owned from here on.
+
+        Raises:
+            PowerMissing: the kernel refuses a setting there.
+        """
         self.drop(host)
         self._fds[host] = fd
-        if self._names is not None:
-            with kernel.inside(fd):
+        with kernel.inside(fd):
+            _settings(EVERY_HOST)
+            if self._names is not None:
                 self._pin(host)
 
     def drop(self, host: str) -> None:
@@ -163,3 +168,13 @@ def plug(links: list[Link], namespaces: Namespaces, router: str, first_index: in
                 )
                 far.wait_up()
         near.wait_up()
+
+
+def replug(link: Link, namespaces: Namespaces, router: str) -> None:
+    """Makes one link anew, for a host whose namespace was replaced; the router's end keeps name and index."""
+    with namespaces.inside(router), Netlink() as route:
+        present = {name: index for index, (name, _) in route.links().items()}
+        index = present.get(link.router_interface) or max(FIRST_ROUTER_INDEX - 1, *present.values()) + 1
+        if link.router_interface in present:
+            route.apply([rtnetlink.link_delete(index)])
+    plug([link], namespaces, router, first_index=index)

@@ -35,6 +35,9 @@ MAX_FDS = 16
 METHODS: dict[str, str] = {
     "ping": "lab.realise.outside:ping",
     "guardian": "lab.realise.outside:guardian",
+    "container.start": "lab.realise.container:start",
+    "container.state": "lab.realise.container:state",
+    "container.remove": "lab.realise.container:remove",
 }
 GUARDIAN_GRACE = 20.0
 

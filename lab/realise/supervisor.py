@@ -175,6 +175,22 @@ class Supervisor:
             await self.outside.call("guardian", fds=[listener.fileno()])
         return path
 
+    async def start_container(self, host: str, image: str, command: Sequence[str]) -> dict[str, Any]:
+        """Starts a container outside and takes its network namespace as that of `host`; gives `{id, pid}`.
+
+        The host's link is not in it yet: `netns.plug`, or `netns.replug` when it had one. Root's labs only.
+
+        Raises:
+            ControlFailed: the engine does not answer, or the container did not start.
+        """
+        result, fds = await self.outside.call(
+            "container.start", lab=str(self.lab.path), host=host, image=image, command=list(command)
+        )
+        (fd,) = fds
+        await asyncio.to_thread(self.namespaces.adopt, host, fd)
+        found: dict[str, Any] = result
+        return found
+
     def netns(self, host: str | None) -> int | None:
         """The descriptor of a host's network namespace; None for no host. Raises HostUnknown."""
         if host is None:
