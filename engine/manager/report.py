@@ -95,7 +95,7 @@ def document(session: str, job: str, runs: list[VmRun], started: int, error: Vad
         "error": first.to_dict() if first is not None else None,
         "warnings": [{"vm": r.name, **w.to_dict()} for r in runs for w in r.warnings],
         "restore_points": [_point(job, r) for r in runs if r.point_visible],
-        "vms": [_vm(r) for r in runs],
+        "vms": [_vm(r, r.error or (None if r.point_visible else error)) for r in runs],
         "started": _time(started),
         "ended": _time(time.time_ns()),
     }
@@ -130,11 +130,12 @@ def manifest(session: str, job: str, run: VmRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _vm(run: VmRun) -> dict[str, Any]:
+def _vm(run: VmRun, error: VadplabError | None) -> dict[str, Any]:
+    """One VM of the result; `error` is its own, or the job's when the job ended before the VM had a restore point."""
     return {
         "vm": run.name,
-        "result": "failed" if run.error else "warning" if run.warnings or run.orphan else "success",
-        "error": run.error.to_dict() if run.error else None,
+        "result": "failed" if error else "warning" if run.warnings or run.orphan else "success",
+        "error": error.to_dict() if error else None,
         "consistency": run.consistency if run.point_visible else None,
         "scripts": run.scripts,
         "orphaned_snapshot": run.snapshot.moref if run.orphan and run.snapshot else None,

@@ -72,7 +72,8 @@ def run(
     argv += ["--direction", direction.value] if direction else []
     with Progressing(out) as show_line:
         done = recorded.run(running_lab(context), "job", argv, show_line)
-    out.document("job-run/1", {**_without_schema(done.document), **done.evidence()})
+    # When nobody answered the console, the Backup Service has said nothing of points: there is none of this run.
+    out.document("job-run/1", {"restore_points": [], **_without_schema(done.document), **done.evidence()})
     _say(out, done.document)
     done.say(out)
     raise typer.Exit(done.exit_code)
