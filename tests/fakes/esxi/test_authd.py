@@ -183,3 +183,16 @@ def test_fabric_messages(esxi: Host) -> None:
         client.call("ticket.list")
     assert caught.value.code == "unknown-method"
     client.close()
+
+
+def test_one_ticket_asked_for_by_many_at_once(esxi: Host) -> None:
+    ticket = esxi.ticket()
+    clients = [Authd(esxi.address) for _ in range(8)]
+    for client in clients:
+        client.tell(f"SESSION {ticket}")
+    for client in clients:
+        client.tell("PROXY nfc")
+    answers = sorted(client.stream.line()[:3] for client in clients)
+    assert answers == ["200"] + ["513"] * 7
+    for client in clients:
+        client.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import ssl
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -163,3 +164,20 @@ def test_wrong_magic_ends_the_connection(esxi: Host) -> None:
         with pytest.raises(EOFError):
             nfc.stream.read(1)
     assert "magic" in esxi.journal("close")[-1]["reason"]
+
+
+def test_many_clients_at_once(esxi: Host) -> None:
+    image = esxi.image.read_bytes()
+
+    def reader(number: int) -> bool:
+        service = "nfcssl" if number % 2 else "nfc"
+        with session(esxi.address, esxi.ticket(), service=service) as nfc:
+            handle, _ = nfc.open(esxi.path)
+            offsets = random.Random(number).sample(range(0, SIZE - (256 << 10), 512), 20)
+            same = all(nfc.read(handle, at, 256 << 10) == image[at : at + (256 << 10)] for at in offsets)
+            nfc.close()
+            return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(reader, range(8)))
+    assert len(esxi.journal("close")) == 8
