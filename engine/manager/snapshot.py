@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from engine.errors import ConnectError, VadplabError
+from engine.errors import ConnectError, ConnectTimedOut, VadplabError
 from engine.vsphere import VSphereFault
 
 NAME = "VADPLAB BACKUP TEMPORARY SNAPSHOT"
@@ -46,14 +46,18 @@ async def commit(
 ) -> int:
     """Step 22: commits the session's snapshots of `vm`; tries again after failures that may pass. Gives how many there were.
 
+    A vCenter that restarts refuses or cuts connections for a while; one that two attempts could not reach in time is cut off.
+
     Raises:
         VadplabError: the last failure.
     """
+    silent = 0
     for pause in (*pauses, None):
         try:
             return await vsphere.commit_snapshots(vm, mark(session), timeout=timeout)
-        except (ConnectError, VSphereFault):
-            if pause is None:
+        except (ConnectError, VSphereFault) as exc:
+            silent += isinstance(exc, ConnectTimedOut)
+            if pause is None or silent > 1:
                 raise
             await asyncio.sleep(pause)
     raise AssertionError("not reached")
