@@ -75,11 +75,13 @@ async def build_host(admin: AdminSession, inventory: Inventory, host: EsxiHost, 
 
 async def _datastores(admin: AdminSession, inventory: Inventory, places: Places, stubs: Path) -> None:
     for store in inventory.datastores:
-        folder = stubs / store.name
+        # /tmp is that of a container, where nothing can be made beforehand
+        folder = stubs if stubs == Path("/tmp") else stubs / store.name
         for name in store.hosts:
             if name not in places.hosts:
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder != stubs:
+                folder.mkdir(parents=True, exist_ok=True)
             manager = (await admin.properties(places.hosts[name], "configManager.datastoreSystem"))[
                 "configManager.datastoreSystem"
             ]

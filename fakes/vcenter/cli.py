@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--journal", type=Path, metavar="FILE", help="one JSON object a SOAP call")
     parser.add_argument("--state", type=Path, metavar="FOLDER", help="for vcsim's stub files (default: temporary)")
     parser.add_argument("--vcsim", metavar="WHAT", help="a path, or path, docker, built (default: the first there is)")
+    parser.add_argument("--attach", metavar="HOST:PORT", help="use an empty vcsim that listens there (a container's)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where a built vcsim is kept")
     return parser
 
@@ -54,6 +55,12 @@ def main(argv: list[str]) -> int:
     host, colon, port = options.listen.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         return _fail(f"--listen {options.listen}: not ADDRESS:PORT", BAD_INPUT)
+    attach = None
+    if options.attach:
+        where, colon, number = options.attach.rpartition(":")
+        if not colon or not where or not number.isdigit() or int(number) > 65535:
+            return _fail(f"--attach {options.attach}: not HOST:PORT", BAD_INPUT)
+        attach = (where, int(number))
     if flags and options.inventory:
         return _fail("flags for vcsim and --inventory exclude each other", BAD_INPUT)
     shown = None
@@ -68,7 +75,11 @@ def main(argv: list[str]) -> int:
             return _fail(f"--{name} {path}: not there", BAD_INPUT)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        found = source.locate(options.vcsim, options.cache or source.default_cache())
+        found = (
+            source.VcsimSource("docker", image=f"at {options.attach}")
+            if attach
+            else source.locate(options.vcsim, options.cache or source.default_cache())
+        )
     except source.VcsimMissing as exc:
         return _fail(str(exc), MISSING)
     die_with_parent()
@@ -86,6 +97,7 @@ def main(argv: list[str]) -> int:
             journal=options.journal,
             state=options.state or Path(folder) / "state",
             flags=flags,
+            attach=attach,
             username=username,
             password=shown.password if shown else "VMware1!",
         )
@@ -101,7 +113,8 @@ async def _serve(gateway: Gateway, host: str, port: int, alone: bool) -> int:
         return _fail(f"the inventory can not be built: {exc}", 1)
     settings = gateway.settings
     ready(f"https://{address}:{port}/sdk")
-    ready(f"user {settings.username}@vsphere.local, password {settings.password}" if alone else "inventory loaded")
+    if alone:
+        ready(f"user {settings.username}@vsphere.local, password {settings.password}")
     print(settings.source.describe(), file=sys.stderr, flush=True)
     try:
         await until_signal()

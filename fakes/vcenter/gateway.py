@@ -49,6 +49,7 @@ _FAULT = re.compile(rb"<\w+Fault(?:\s[^>]*)?\sxsi:type=\"(\w+)\"")
 _SOAP_PATHS = ("/sdk", "/sdk/", "/sdk/vimService")
 FAMILY_NAMES = builder.FAMILIES  # a guest may report `linux` or `linuxGuest`
 API_VERSION = "8.0.3.0"
+ATTACHED_STUBS = "/tmp"  # the one folder that a container made from nothing has; VMs' folders are apart in it
 READY_DEADLINE = 30.0
 TRANSFER_DEADLINE = 3600.0
 STALLED = 300.0  # seconds that a client may leave a part of a body untaken
@@ -59,6 +60,7 @@ class Settings:
     """What a gateway presents and where it keeps things.
 
     `flags`: further flags of vcsim (alone, without an inventory). `state`: a folder for vcsim's stubs; None = temporary.
+    `attach`: address of an empty vcsim that somebody else started (a container), instead of a child.
     """
 
     source: VcsimSource
@@ -70,6 +72,7 @@ class Settings:
     journal: Path | None = None
     state: Path | None = None
     flags: Sequence[str] = ()
+    attach: tuple[str, int] | None = None
     username: str = "administrator"
     password: str = field(default="VMware1!", repr=False)
 
@@ -190,13 +193,17 @@ class Gateway:
             flags += ["-esx", "-vm", "0", "-ds", "0"]
         else:
             flags += ["-dc", "0"]
-        if settings.source.executable is None:
-            raise simulator.SimulatorFailed(f"{settings.source.describe()}: only the lab's launcher starts containers")
+        child: simulator.Simulator | simulator.Attached
         stubs = self._state / f"stubs-{self._lives}"
-        await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
-        child = await simulator.start(
-            settings.source.executable, flags, settings.username, settings.password, self._state
-        )
+        if settings.attach is not None:
+            child, stubs = simulator.Attached(*settings.attach), Path(ATTACHED_STUBS)
+        elif settings.source.executable is None:
+            raise simulator.SimulatorFailed(f"{settings.source.describe()}: a container is started by the lab")
+        else:
+            await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
+            child = await simulator.start(
+                settings.source.executable, flags, settings.username, settings.password, self._state
+            )
         upstream = Upstream(child.host, child.port)
         world = World(child, upstream, AdminSession(upstream), Sanitiser())
         try:

@@ -63,6 +63,24 @@ class Simulator:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
 
+class Attached:
+    """A vcsim that somebody else started and ends (a container); its end is noticed by the calls that fail."""
+
+    running = True
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    async def ended(self) -> int:
+        """Never returns: only its owner knows."""
+        await asyncio.Event().wait()
+        return 0
+
+    async def stop(self) -> None:
+        """Leaves it as it is."""
+
+
 async def start(executable: Path, flags: Sequence[str], username: str, password: str, parent: Path) -> Simulator:
     """Starts vcsim with those flags on a free port of 127.0.0.1.
 

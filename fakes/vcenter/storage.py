@@ -112,8 +112,10 @@ class Storage:
             files = {f"{vm.name}.vmx": vmx(vm)}
             try:
                 raw = await self._call(vm, "vm.create", uuid=vm.uuid, disks=disks, files=files)
-            except FabricError:
-                # a host's gateway may have been quicker; if not, this says what is wrong
+            except FabricError as again:
+                if again.code != "exists":
+                    raise
+                # a host's gateway was quicker
                 raw = await self._call(vm, "vm.get")
         return self._state(vm, raw)
 

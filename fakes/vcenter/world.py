@@ -13,7 +13,7 @@ from typing import Any
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.builder import Places
 from fakes.vcenter.sanitise import Sanitiser
-from fakes.vcenter.simulator import Simulator
+from fakes.vcenter.simulator import Attached, Simulator
 from fakes.vcenter.upstream import Upstream
 
 
@@ -21,7 +21,7 @@ from fakes.vcenter.upstream import Upstream
 class World:
     """A running vcsim with its inventory. `snapshots`: VM name → (snapshot reference → the storage's snapshot id)."""
 
-    simulator: Simulator
+    simulator: Simulator | Attached
     upstream: Upstream
     admin: AdminSession
     sanitiser: Sanitiser
@@ -31,6 +31,6 @@ class World:
     stubs: dict[str, bytes] = field(default_factory=dict)  # `/folder` target → descriptor text
 
     async def close(self) -> None:
-        """Ends vcsim."""
+        """Ends vcsim, if it is ours."""
         self.upstream.close()
         await self.simulator.stop()
