@@ -146,6 +146,8 @@ class Datastore:
         for stray in (self.state / "chains").iterdir():
             if stray.name not in self.vms:
                 shutil.rmtree(stray)
+        for stray in self.state.glob("contents-*"):  # a kill came while a disk was being made
+            shutil.rmtree(stray)
         self.save()
         self.truth.start()
         for job in jobs:

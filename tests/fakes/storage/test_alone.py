@@ -153,7 +153,11 @@ def test_everything_is_there_after_a_restart(storage: StorageProcess) -> None:
     before, info = storage.call("vm.get", vm="web"), storage.call("datastore.info")
     assert storage.stop() == 0
     assert list(storage.fabric.iterdir()) == []
+    for stray in ("contents-x", "chains/half-made", "chains/web"):
+        (storage.state / stray).mkdir(exist_ok=True)
+        (storage.state / stray / "2000-77.map").write_bytes(b"left by a kill")
     storage.start()
+    assert not list(storage.state.rglob("2000-77.map")) and not (storage.state / "chains" / "half-made").exists()
     after = storage.call("vm.get", vm="web")
     assert after == before and after["snapshots"][0]["ref"] == "snapshot-9"
     assert storage.call("datastore.info") == info

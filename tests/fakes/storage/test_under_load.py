@@ -53,7 +53,7 @@ class Writer(threading.Thread):
             raise self.failure
 
 
-def digests(data: bytes) -> bytes:
+def digests(data: bytes | bytearray) -> bytes:
     return b"".join(hashlib.sha256(data[at : at + GRAIN]).digest() for at in range(0, len(data), GRAIN))
 
 
@@ -285,8 +285,11 @@ def test_holes_and_zeros(storage: StorageProcess) -> None:
 
     def map_() -> list[tuple[int, bool]]:
         found: list[tuple[int, bool]] = []
-        handle.block_status(4 * MIB, 0, lambda _c, _o, e, _err: found.extend(
-            (e[i], e[i + 1] == 0) for i in range(0, len(e), 2)))  # fmt: skip
+
+        def keep(_context: str, _offset: int, entries: list[int], _error: object) -> None:
+            found.extend((entries[at], entries[at + 1] == 0) for at in range(0, len(entries), 2))
+
+        handle.block_status(4 * MIB, 0, keep)
         return found
 
     free = storage.call("datastore.info")["free"]
