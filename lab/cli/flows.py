@@ -75,6 +75,8 @@ def render(out: Out, document: dict[str, Any]) -> None:
         console.print("\nforeign packets (no event of this run explains them)")
         console.print(_foreign(document["foreign"]))
     console.print("\ninvariants: " + "  ".join(f"{i} [{_STATES[s]}]{s}[/]" for i, s in document["invariants"].items()))
+    if not document["capture"]["complete"]:
+        console.print(f"[yellow]the capture is not complete[/]: {escape(document['capture']['reason'])}")
     for problem in document["problems"]:
         console.print(f"[red]{problem['code']}[/] {escape(problem['message'])}")
 

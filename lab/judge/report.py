@@ -85,7 +85,7 @@ class Report:
             "ended": evidence.ended,
             "checked": self.checked,
             "verdicts": dict(Counter(f.verdict.value for f in self.flows)),
-            "capture": {"complete": evidence.capture.complete, "reason": evidence.capture.reason},
+            "capture": self._capture(),
             "problems": self.problems(),
             "invariants": {i.id: i.to_dict() for i in self.invariants},
             "rules": self._rules(),
@@ -101,6 +101,7 @@ class Report:
             "flows": [verdict.to_dict(f) for f in self.flows],
             "foreign": [_foreign_dict(f) for f in self.foreign] + [self._datagrams(o) for o in self.evidence.others],
             "invariants": {i.id: i.state for i in self.invariants},
+            "capture": self._capture(),
             "problems": self.problems(),
         }
 
@@ -113,6 +114,9 @@ class Report:
             "result": self.result,
             "exit_code": self.exit_code,
         }
+
+    def _capture(self) -> dict[str, Any]:
+        return {"complete": self.evidence.capture.complete, "reason": self.evidence.capture.reason}
 
     def _rules(self) -> list[dict[str, Any]]:
         logged = Counter(str(r["prefix"]) for r in self.evidence.log)

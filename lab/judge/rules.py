@@ -16,7 +16,7 @@ from lab.judge.evidence import Prediction
 BUILT_IN = frozenset({INVALID_RULE, STRAY_RULE, "established", "loopback"})
 """Rules that decide no new connection: what they log and count is no SYN."""
 
-SLACK_NS = 100_000_000
+SLACK_NS = 500_000_000
 """The firewall says what is in force a moment after the kernel obeys it; so much may lie between the two."""
 
 

@@ -107,7 +107,8 @@ def seen(packets: Record | None) -> Seen:
     by_responder = next((r for r in packets["rst"] if r["by"] == "responder"), None)
     icmp = next((e for e in packets["icmp"] if e["type"] == 3), None)
     if packets["synack_out"]:
-        cut = "; cut later by a reset of the router" if by_router else ""
+        cut = f"; cut later: {packets['stopped']} data packets were not forwarded" if packets["stopped"] > 0 else ""
+        cut = "; cut later by a reset of the router" if by_router else cut
         return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "firewall", f"SYN forwarded, SYN-ACK came back{cut}")
     if packets["start"] is None:
         return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "none", "open before the capture began")
@@ -215,7 +216,7 @@ def _bytes(flow: Flow, joined: Joined) -> None:
     headers = (tracking["packets_orig"] + tracking["packets_reply"]) * MAX_HEADERS
     tracked_bytes, payload = flow.sent + flow.received, flow.payload_sent + flow.payload_received
     over = tracked_bytes - payload - headers
-    if tracked_bytes < payload or (over > 0 and not packets["retransmits"]):
+    if tracked_bytes < payload or (over > 0 and not packets["retransmits"] and packets["stopped"] <= 0):
         flow.disagreements.append(f"connection tracking counted {tracked_bytes} IP bytes, the payload was {payload}")
 
 

@@ -31,6 +31,7 @@ COOKED_V2 = 20
 """Length of the cooked v2 link header, which counts towards the snap length."""
 BUFFER_MIB: dict[Mode, int] = {"headers": 32, "full": 256}
 """The kernel's ring for packets that dumpcap has not written yet; a full capture of disk data outruns a small one."""
+LARGEST_FILE = 4 << 30
 _STATISTICS = re.compile(r"Packets received/dropped on interface '[^']*': (\d+)/(\d+)")
 
 
@@ -49,16 +50,29 @@ class Captured:
 
 
 class Capture:
-    """One dumpcap process. `netns` is a descriptor of the router's network namespace (None: the current one)."""
+    """One dumpcap process.
 
-    def __init__(self, path: Path, *, netns: int | None = None, mode: Mode = "headers") -> None:
+    Args:
+        netns: descriptor of the router's network namespace (None: the current one). limit: bytes after which the file
+            is closed rather than fill the disk; the capture has then failed, and `stop` says so.
+    """
+
+    def __init__(
+        self, path: Path, *, netns: int | None = None, mode: Mode = "headers", limit: int = LARGEST_FILE
+    ) -> None:
         self.path = path
+        self.limit = limit
         self.mode: Mode = mode
         self._netns = netns
         self._process: asyncio.subprocess.Process | None = None
         self._lines: list[str] = []
         self._reader: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+
+    @property
+    def running(self) -> bool:
+        """Whether packets are being captured."""
+        return self._process is not None and self._process.returncode is None
 
     async def start(self, deadline: float = 10.0) -> None:
         """Returns when packets are being captured.
@@ -71,6 +85,7 @@ class Capture:
             raise ToolMissing("dumpcap is not installed")
         snap = 0 if self.mode == "full" else HEADER_BYTES + COOKED_V2
         command = [program, "-q", "-i", "any", "-y", "LINUX_SLL2", "-s", str(snap), "-B", str(BUFFER_MIB[self.mode])]
+        command += ["-a", f"filesize:{max(1, self.limit // 1000)}"]
         self._process = await asyncio.create_subprocess_exec(
             *command,
             "-w",
@@ -99,7 +114,9 @@ class Capture:
         if process is None:
             raise CaptureFailed("the capture was never started")
         if process.returncode is not None:
-            raise CaptureFailed(f"dumpcap ended too early: {' '.join(self._lines[-3:])}")
+            full = self.path.is_file() and self.path.stat().st_size >= self.limit // 1000 * 1000
+            why = f"the file reached its limit of {self.limit} bytes" if full else " ".join(self._lines[-3:])
+            raise CaptureFailed(f"dumpcap ended too early: {why}")
         flushed = await self._marker_arrives(deadline / 2)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

@@ -4,8 +4,9 @@
 scapy reads the file here (GPL-2.0-only: nothing else of the lab imports it). One JSON object a line:
 
 kind      fields
-tcp       src, sport, dst, dport, start, end, syn_in, syn_out, synack_in, synack_out, rst[], icmp[], fin, sent,
-          received, retransmits, packets, activity[[first, last, sent, received]…], frames{syn, rst, icmp}
+tcp       src, sport, dst, dport, start, end, syn_in, syn_out, synack_in, synack_out, rst[], icmp[], fin, sent, received,
+          retransmits, stopped (data packets that came in and did not leave), packets, activity[[first, last, sent,
+          received]…], frames{syn, rst, icmp}
 other     protocol, src, sport, dst, dport, icmp (type/code or null), first, last, packets, incoming, outgoing, error
 capture   packets, ignored (ARP, IPv6, loopback), first, last            always the last line; without it the file is cut
 

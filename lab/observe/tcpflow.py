@@ -65,6 +65,7 @@ class TcpFlow:
     forward: Side = field(default_factory=Side)
     back: Side = field(default_factory=Side)
     retransmits: int = 0
+    stopped: int = 0
     packets: int = 0
     activity: list[list[int]] = field(default_factory=list)
     frames: dict[str, list[int]] = field(default_factory=lambda: {"syn": [], "rst": [], "icmp": []})
@@ -80,6 +81,8 @@ class TcpFlow:
             self._handshake(frame, utc, number)
         elif frame.outgoing:
             self._payload(frame, utc, initiator)
+        elif frame.payload:
+            self.stopped += 1  # until it leaves
 
     def _handshake(self, frame: Frame, utc: int, number: int) -> None:
         if not frame.flags & ACK:
@@ -116,6 +119,7 @@ class TcpFlow:
             self.fin = self.fin or utc
         if not frame.payload:
             return
+        self.stopped -= 1
         fresh = (self.forward if initiator else self.back).advance(frame.seq, frame.payload)
         if not fresh:
             self.retransmits += 1
@@ -147,6 +151,7 @@ class TcpFlow:
             "sent": self.forward.payload,
             "received": self.back.payload,
             "retransmits": self.retransmits,
+            "stopped": self.stopped,
             "packets": self.packets,
             "activity": self.activity,
             "frames": self.frames,

@@ -351,6 +351,17 @@ def test_cut_connection_stays_allowed_and_says_so(tmp_path: Path) -> None:
     assert report.exit_code == 0 and flow.verdict.value == "allowed" and "cut later" in flow.symptom
 
 
+def test_connection_cut_by_dropping_says_so(tmp_path: Path) -> None:
+    run = demo()
+    run.connect("late", 1800, "18", "proxy-1", "vcenter", 443, "H4", task="files-vm:2000")
+    talk = run.links["late"].talk
+    for repeat in range(3):
+        run.wire.frame(utc(1900 + repeat * 200), talk.packet("PA", payload=b"x" * 400), out=False)
+    report = run.report(tmp_path)
+    flow = next(f for f in report.flows if f.start == utc(1800))
+    assert report.exit_code == 0 and "cut later: 3 data packets" in flow.symptom and flow.payload_sent == 0
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [((), 0), ((0, 1), 1), ((1, 4), 4), ((4, 3), 3), ((3, 2, 4), 2), ((0, 77), 1)]
 )

@@ -153,6 +153,24 @@ def test_unwritable_file_is_said(tmp_path: Path) -> None:
         asyncio.run(Capture(tmp_path / "absent" / "c.pcapng").start())
 
 
+@pytest.mark.root
+@needs_root
+@needs_tools
+def test_a_file_that_grows_too_large_ends_the_capture_and_is_said(world: Namespaces, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        capture = Capture(tmp_path / "capture.pcapng", netns=world.fd["router"], mode="full", limit=20_000)
+        await capture.start()
+        with socket_in(world.fd["client"], socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            async with asyncio.timeout(10):
+                while capture.running:
+                    sender.sendto(b"x" * 1400, (SERVER, 9))
+                    await asyncio.sleep(0.005)
+        with pytest.raises(CaptureFailed, match="limit of 20000 bytes"):
+            await capture.stop()
+
+    asyncio.run(scenario())
+
+
 def test_stop_without_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CaptureFailed):
         asyncio.run(Capture(tmp_path / "c.pcapng").stop())
