@@ -8,6 +8,7 @@ caretaker left is found and removed by the next `up`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from lab.realise.outside import Answer, Caretaker
 
 LABEL = "vadplab.lab"
 TIMEOUT = 60
-STARTED = 10.0
+STARTED = 30.0
 
 
 class ContainerFailed(Exception):
@@ -31,8 +32,9 @@ def name_of(lab: str, host: str) -> str:
 
 
 def start(caretaker: Caretaker, params: dict[str, Any], fds: list[int]) -> Answer:
-    """Starts `{lab, host, image, command, environment?}`; gives `{id, pid}` and its network namespace.
+    """Starts `{lab, host, image, command, environment?, ready?}`; gives `{id, pid}` and its network namespace.
 
+    `ready` is text that its output holds once it answers.
     A container of the same lab and host is removed first, also a living one.
     """
     client = _client()
@@ -49,20 +51,26 @@ def start(caretaker: Caretaker, params: dict[str, Any], fds: list[int]) -> Answe
             environment=params.get("environment") or {},
         )
         container.start()
-        end = time.monotonic() + STARTED
-        while True:
-            container.reload()
-            pid = int(container.attrs["State"]["Pid"])
-            if pid and container.status == "running":
-                return {"id": container.id, "pid": pid}, [os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
-            if container.status == "exited" or time.monotonic() > end:
-                said = container.logs().decode(errors="replace").strip().splitlines()
-                raise ContainerFailed(
-                    f"{params['image']} is {container.status}: {said[0] if said else 'it said nothing'}"
-                )
-            time.sleep(0.01)
+        pid, netns = _running(container, params.get("ready"))
+        return {"id": container.id, "pid": pid}, [netns]
     finally:
         client.close()
+
+
+def _running(container: Any, ready: str | None) -> tuple[int, int]:
+    """Waits until it runs and, with `ready`, has said that text; its pid and a descriptor of its network namespace."""
+    end = time.monotonic() + STARTED
+    while True:
+        container.reload()
+        said = container.logs().decode(errors="replace").strip()
+        pid = int(container.attrs["State"]["Pid"])
+        if pid and container.status == "running" and (ready is None or ready in said):
+            with contextlib.suppress(FileNotFoundError):  # it ended this instant: the next look tells
+                return pid, os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if container.status in ("exited", "dead") or time.monotonic() > end:
+            first = said.splitlines()[0] if said else "it said nothing"
+            raise ContainerFailed(f"{container.name} is {container.status}: {first}")
+        time.sleep(0.01)
 
 
 def remove(caretaker: Caretaker, params: dict[str, Any], fds: list[int]) -> Answer:

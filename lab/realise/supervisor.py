@@ -175,16 +175,19 @@ class Supervisor:
             await self.outside.call("guardian", fds=[listener.fileno()])
         return path
 
-    async def start_container(self, host: str, image: str, command: Sequence[str]) -> dict[str, Any]:
+    async def start_container(
+        self, host: str, image: str, command: Sequence[str], ready: str | None = None
+    ) -> dict[str, Any]:
         """Starts a container outside and takes its network namespace as that of `host`; gives `{id, pid}`.
 
+        It counts as started when it runs and, with `ready`, has written that text.
         The host's link is not in it yet: `netns.plug`, or `netns.replug` when it had one. Root's labs only.
 
         Raises:
             ControlFailed: the engine does not answer, or the container did not start.
         """
         result, fds = await self.outside.call(
-            "container.start", lab=str(self.lab.path), host=host, image=image, command=list(command)
+            "container.start", lab=str(self.lab.path), host=host, image=image, command=list(command), ready=ready
         )
         (fd,) = fds
         await asyncio.to_thread(self.namespaces.adopt, host, fd)

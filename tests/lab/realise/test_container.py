@@ -8,7 +8,6 @@ import io
 import os
 import socket
 import tarfile
-import time
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -85,10 +84,15 @@ def answers(spaces: Namespaces) -> bool:
         return sock.connect_ex(("10.77.6.10", 8989)) == 0
 
 
+def names(client: Any) -> set[str]:
+    """Names of all containers, dying ones included."""
+    return {name.removeprefix("/") for found in client.api.containers(all=True) for name in found["Names"] or ()}
+
+
 def start(caretaker: Outside, spaces: Namespaces, lab: str) -> dict[str, Any]:
     command = ["-tls=false", "-l", "127.0.0.1:8989", "-dc", "0"]
     result, (fd,) = asyncio.run(
-        caretaker.call("container.start", lab=lab, host="vcenter", image=IMAGE, command=command)
+        caretaker.call("container.start", lab=lab, host="vcenter", image=IMAGE, command=command, ready="GOVC_URL")
     )
     spaces.adopt("vcenter", fd)
     found: dict[str, Any] = result
@@ -106,16 +110,9 @@ def test_container_is_a_host(image: Any, caretaker: Outside, tmp_path: Path) -> 
         with spaces.inside("vcenter"):
             inner, gateway = socket.socket(), socket.create_server(("10.77.6.10", 8989))
         with inner, gateway:  # a gateway in the container's namespace: outwards on the link, inwards on loopback
-            end = time.monotonic() + 20
-            while inner.connect_ex(("127.0.0.1", 8989)):
-                assert time.monotonic() < end, "vcsim does not answer in its own namespace"
-                with spaces.inside("vcenter"):
-                    inner.close()
-                    inner = socket.socket()
-                time.sleep(0.05)
+            inner.connect(("127.0.0.1", 8989))
             assert answers(spaces)
-        names = {c.name for c in image.containers.list()}
-        assert container.name_of(lab, "vcenter") in names
+        assert container.name_of(lab, "vcenter") in names(image)
         assert asyncio.run(caretaker.call("container.state", lab=lab, host="vcenter"))[0] == {
             "status": "running", "pid": first["pid"],
         }  # fmt: skip
@@ -132,7 +129,7 @@ def test_container_is_a_host(image: Any, caretaker: Outside, tmp_path: Path) -> 
         spaces.close()
     caretaker.close()  # the lab is gone
     eventually(
-        lambda: container.name_of(lab, "vcenter") not in {c.name for c in image.containers.list(all=True)},
+        lambda: container.name_of(lab, "vcenter") not in names(image),
         "the container is left",
         deadline=30,
     )
@@ -141,7 +138,14 @@ def test_container_is_a_host(image: Any, caretaker: Outside, tmp_path: Path) -> 
 def test_container_that_ends_at_once(image: Any, caretaker: Outside, tmp_path: Path) -> None:
     with pytest.raises(ControlFailed, match=r"is exited: .*no-such-flag"):
         asyncio.run(
-            caretaker.call("container.start", lab=str(tmp_path), host="vcenter", image=IMAGE, command=["-no-such-flag"])
+            caretaker.call(
+                "container.start",
+                lab=str(tmp_path),
+                host="vcenter",
+                image=IMAGE,
+                command=["-no-such-flag"],
+                ready="GOVC_URL",
+            )
         )
     asyncio.run(caretaker.call("container.remove", lab=str(tmp_path), host="vcenter"))
     assert asyncio.run(caretaker.call("container.state", lab=str(tmp_path), host="vcenter"))[0]["status"] == "absent"
