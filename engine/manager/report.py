@@ -51,9 +51,13 @@ class Reporter:
             raise
         self._write(step, "end", task, text, {**data, **result})
 
-    def failed(self, step: str, error: VadplabError, *, task: str | None = None) -> None:
-        """A step that failed without failing the run."""
-        self._write(step, "failed", task, error.message, {"code": error.to_dict()["code"]})
+    def performed(self, *steps: str, task: str, error: VadplabError | None = None) -> None:
+        """Steps that a Data Mover performed, for consoles only: the mover has written their events. `error` ends the last one."""
+        for step in steps:
+            if error is not None and step == error.step:
+                self._tell(step, "failed", task, error.message)
+                return
+            self._tell(step, "end", task, "")
 
     def skipped(self, step: str, why: str, *, task: str | None = None) -> None:
         """A step that does not apply."""
@@ -76,6 +80,9 @@ class Reporter:
 
     def _write(self, step: str, phase: str, task: str | None, text: str, data: dict[str, Any]) -> None:
         self.events.emit("step", step=step, task=task, phase=phase, text=text, data=data)
+        self._tell(step, phase, task, text)
+
+    def _tell(self, step: str, phase: str, task: str | None, text: str) -> None:
         self.tell({
             "kind": "step", "step": step, "phase": phase, "task": task, "text": text, "title": BY_ID[step].title,
             "utc": time.time_ns(),

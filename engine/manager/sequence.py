@@ -26,6 +26,7 @@ from engine.errors import VadplabError
 from engine.guest.channel import Scripts
 from engine.manager import snapshot, tasks
 from engine.manager.guest import GuestRun
+from engine.manager.peers import Transport
 from engine.manager.report import document, manifest, new_point_id
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
@@ -34,6 +35,8 @@ from engine.manager.waiting import either, every, quietly, unless_closed
 STORE_DEADLINE = 600.0
 OPEN_DEADLINE = 60.0
 IDLE = 60.0
+MOVER_STEPS = ("18", "19", "20c", "21")
+"""Performed by the Data Movers."""
 
 
 class JobStopped(VadplabError):
@@ -320,15 +323,23 @@ class BackupSequence(Run):
 
         try:
             await every(self._read_in_turn(run, task, turns, folder) for task in run.tasks)
-            await transport.commit_point(
-                self.job["name"], run.name, point, manifest(self.session, self.job["name"], run)
-            )
-            run.point_visible = True
-            await self.peers.service.learned({"vm": run.name, "repository": repository})
+            await self._make_point_visible(run, transport)
+            await quietly(self.peers.service.learned({"vm": run.name, "repository": repository}))
         except BaseException:
             if run.point is not None and not run.point_visible:
                 await quietly(transport.abort_point(self.job["name"], run.name, point))
             raise
+
+    async def _make_point_visible(self, run: VmRun, transport: Transport) -> None:
+        assert run.point is not None
+        name = str(self.job["name"])
+        try:
+            await transport.commit_point(name, run.name, run.point, manifest(self.session, name, run))
+        except VadplabError as exc:
+            exc.step = exc.step or "21"
+            self.report.performed("21", task=run.name, error=exc)
+            raise
+        run.point_visible = True
 
     async def _read_in_turn(
         self, run: VmRun, task: DiskTask, turns: set[str], folder: Callable[[], Awaitable[str]]
@@ -340,9 +351,14 @@ class BackupSequence(Run):
         try:
             mode = self.step_17_choose_transport_mode(task)
             await self.step_18_19_ticket_and_configuration(run, task, mode)
+            self.report.performed("18", "19", task=task.id)
             await self.step_20_21_read_and_store(task, await folder())
+            self.report.performed("20c", "21", task=task.id)
         except VadplabError as exc:
             task.error = exc
+            if exc.step in MOVER_STEPS:
+                done = MOVER_STEPS[MOVER_STEPS.index("20c" if exc.step in ("20c", "21") else "18") :]
+                self.report.performed(*done, task=task.id, error=exc)
             raise
         finally:
             self.give_slots(task)

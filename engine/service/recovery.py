@@ -78,14 +78,14 @@ class Recovery:
             session=self._session,
             scripts=scripts,
         )
-        events.step("16", "begin", "the Backup Manager died")
+        events.step("16", "begin", "left by a run that died")
         try:
             await channel.thaw_leftover()
         except VadplabError as exc:
             events.step("16", "failed", exc.message, code=exc.to_dict()["code"])
             return False
         else:
-            events.step("16", "end", "the Backup Manager died")
+            events.step("16", "end", "left by a run that died")
             return True
         finally:
             events.close()
@@ -94,7 +94,7 @@ class Recovery:
         """Gives the VMs whose snapshots could not be committed."""
         left = list(vms)
         for vm in vms:
-            self._events.emit("step", step="22", task=vm, phase="begin", text="the Backup Manager died", data={})
+            self._events.emit("step", step="22", task=vm, phase="begin", text="left by a run that died", data={})
         error: VadplabError | None = None
         for pause in (*PAUSES, None):
             link: VSphereLink | None = None
@@ -107,7 +107,7 @@ class Recovery:
                         step="22",
                         task=vm,
                         phase="end",
-                        text="the Backup Manager died",
+                        text="left by a run that died",
                         data={"snapshots": count},
                     )
                     left.remove(vm)

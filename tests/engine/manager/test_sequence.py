@@ -93,6 +93,8 @@ def test_points_and_manifests() -> None:
     }
     manifest = Manifest.parse(world.points["db-vm"])
     assert [d.key for d in manifest.disks] == [2000, 2001] and manifest.session == "s1"
+    ended = [(p["step"], p["task"]) for p in world.progress if p["kind"] == "step" and p["phase"] == "end"]
+    assert [s for s, t in ended if t == "db-vm:2001"] == ["7", "17", "18", "19", "20c", "21"]
     assert {"kind": "task", "task": "db-vm:2001", "read": 5, "total": 10} in world.progress
     assert world.pendings[-1] == {} and {"linux-vm": {"guest": "10.0.0.9", "snapshot": True}} in world.pendings
 
@@ -152,6 +154,7 @@ def test_commit_after_every_failure_and_the_other_vm_goes_on(method: str, subjec
     assert result["result"] == "failed" and result["error"]["step"] == step
     assert result["error"]["message"] == "proxy-1 to esxi-1:902: timed out"
     assert world.log.index("commit linux-vm") > world.log.index(f"{method} {subject}")
+    assert steps(world, "failed") == [step]
     assert world.log.index("thaw linux-vm") > world.log.index("freeze linux-vm")
     assert not world.snapshots and list(world.points) == ["db-vm"]
     assert [p["vm"] for p in result["restore_points"]] == ["db-vm"]
