@@ -59,9 +59,7 @@ class Keeper:
         """The living world, waiting for one as long as `deadline` seconds. Raises NotReady."""
         try:
             async with asyncio.timeout(deadline):
-                while self._world is None or not self._world.simulator.running:
-                    if self._world is not None:
-                        self._suspect.set()
+                while self._world is None or not self._world.simulator.running or self._suspect.is_set():
                     self._changed.clear()
                     await self._changed.wait()
                 return self._world

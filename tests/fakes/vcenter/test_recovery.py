@@ -162,6 +162,17 @@ def test_a_client_that_leaves_ends_its_poll(site: Site) -> None:
     assert not upstream.closed
 
 
+def test_a_panic_that_wedges_an_object_is_cured(site: Site) -> None:
+    session = site.connect()
+    old = simulator(site).pid
+    option = vim.option.OptionValue(key="config.vmacore.soap.sessionTimeout", value="not a duration")
+    session.RetrieveContent().setting.UpdateOptions([option])
+    with pytest.raises(Exception, match="503"):  # vcsim panics in this Login, and would hang in every later one
+        site.connect()
+    assert site.connect().CurrentTime() is not None
+    assert simulator(site).pid != old
+
+
 def test_vcsim_dies_with_the_gateway(make_site: MakeSite) -> None:
     site = make_site()
     pid = simulator(site).pid

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Each rule on bytes as vcsim sends them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.vcenter.sanitise import Sanitiser, task_name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ReconfigVm", "ReconfigVM_Task"),
+        ("CreateSnapshotEx", "CreateSnapshotEx_Task"),
+        ("Destroy", "Destroy_Task"),
+        ("PowerOn", "PowerOnVM_Task"),
+        ("PowerOff", "PowerOffVM_Task"),
+        ("CloneVm", "CloneVM_Task"),
+        ("AddStandaloneHost_Task", "AddStandaloneHost_Task"),
+        ("NoSuchThing", None),
+    ],
+)
+def test_task_names(name: str, expected: str | None) -> None:
+    assert task_name(name) == expected
+
+
+def test_task_info() -> None:
+    info = b'<key>task-7</key><task type="Task">task-7</task><name>%s</name><descriptionId>x</descriptionId>'
+    clean = Sanitiser().clean
+    assert b"<name>ReconfigVM_Task</name>" in clean(info % b"ReconfigVm")
+    assert b"<name>" not in clean(info % b"Invented")
+    named = Sanitiser(named={b"task-7": "CreateSnapshot_Task"})
+    own = b'<key>task-7</key><task type="Task">task-7</task><descriptionId>x</descriptionId>'
+    assert b"</task><name>CreateSnapshot_Task</name><desc" in named.clean(own)
+    value = b'<name>info.name</name><val xsi:type="xsd:string">Destroy</val>'
+    assert b">Destroy_Task<" in clean(value)
+    entity = b'<task type="Task">t</task><entity type="FileManager">FileManager</entity><entity type="VirtualMachine">vm-1</entity>'
+    assert clean(entity) == b'<task type="Task">t</task><entity type="VirtualMachine">vm-1</entity>'
+
+
+def test_empty_enumerations_are_dropped_and_others_kept() -> None:
+    body = b"<a><faultToleranceState></faultToleranceState><recordReplayState/><powerState>on</powerState></a>"
+    assert Sanitiser().clean(body) == b"<a><powerState>on</powerState></a>"
+    full = b"<faultToleranceState>notConfigured</faultToleranceState>"
+    assert Sanitiser().clean(full) == full
+
+
+def test_hidden_tasks_leave_lists_only() -> None:
+    rules = Sanitiser(hidden={b"task-1"})
+    listed = (
+        b'<ManagedObjectReference type="Task" xsi:type="ManagedObjectReference">task-1</ManagedObjectReference>'
+        b'<ManagedObjectReference type="Task" xsi:type="ManagedObjectReference">task-10</ManagedObjectReference>'
+    )
+    assert rules.clean(listed).count(b"task-1<") == 0
+    assert b"task-10" in rules.clean(listed)
+    reply = b'<returnval type="Task">task-1</returnval>'
+    assert rules.clean(reply) == reply
+
+
+def test_unset_property_of_fetch() -> None:
+    wrong = b'<?xml version="1.0"?><Envelope><Body><RetrievePropertiesExResponse xmlns="urn:vim25"><returnval/>'
+    assert b"<FetchResponse" in Sanitiser().fetched(wrong)
+    assert b"returnval" not in Sanitiser().fetched(wrong)
+
+
+def test_frozen_files_of_one_snapshot() -> None:
+    disk = (
+        b'<VirtualDevice xmlns:x="i" x:type="VirtualDisk"><key>2000</key><backing x:type="B">'
+        b"<fileName>[d] v/v-000001.vmdk</fileName><uuid>u</uuid><parent><fileName>[d] v/v.vmdk</fileName></parent>"
+        b"</backing></VirtualDevice>"
+    )
+    held = b'<obj type="VirtualMachineSnapshot">snapshot-%d</obj>"VirtualDisk"' + disk
+    body = held % 1 + held % 2
+    rules = Sanitiser(frozen={"snapshot-2": {2000: ["[d] v/v.vmdk"]}})
+    first, second = rules.clean(body).split(b"snapshot-2</obj>")
+    assert b"v-000001" in first
+    assert b"v-000001" not in second
+    assert second.count(b"[d] v/v.vmdk") == 1
+    assert b"<parent>" not in second
+    assert b"v-000001" not in rules.clean(b'"VirtualDisk"' + disk, this="snapshot-2")
+
+
+@given(st.binary(max_size=300))
+def test_what_is_not_a_defect_passes_unchanged(body: bytes) -> None:
+    assert Sanitiser().clean(body) == body
