@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import platform
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -63,7 +64,7 @@ def table(title: str, rows: list[Row]) -> Table:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0; 2 for an unknown measurement."""
+    """Exit code 0; 2 for an unknown measurement; 3 when a tool to compare with is missing."""
     known = measurements()
     parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"measurements ({', '.join(known)}; default: all)")
@@ -73,6 +74,11 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"unknown measurement {', '.join(unknown)}")
+    for name in options.names or known:
+        for tool, package in getattr(known[name], "TOOLS", {}).items():
+            if shutil.which(tool) is None:
+                sys.stderr.write(f"{name}: {tool} is missing: apt-get install {package}\n")
+                return 3
     console = Console(stderr=str(options.json) == "-", width=200)
     results = []
     for name in options.names or known:

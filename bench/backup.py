@@ -24,6 +24,7 @@ from bench import disk
 from bench.rows import Options, Row, compare
 
 TITLE = "full backup"
+TOOLS = {"nbdkit": "nbdkit", "nbdcopy": "libnbd-bin", "nbdinfo": "libnbd-bin", "qemu-img": "qemu-utils"}
 NBDCOPY = "nbdcopy (raw, no compression)"
 QEMU = "qemu-img convert -c zstd"
 QEMU_WIDE = "qemu-img convert -c zstd, -m16 -W"

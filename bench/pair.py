@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbd  # type: ignore[import-not-found]
+import nbd
 
 from engine.dialer import Dialer
 from engine.events import EventLog

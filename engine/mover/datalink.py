@@ -75,6 +75,7 @@ class DataLink:
         self._sock.settimeout(silence)
         self._silence = silence
         self._lock = threading.Lock()
+        self._failure: BaseException | None = None
         self._last = time.monotonic()
         self._buffer = bytearray(64 << 10)
         self._ticker: threading.Thread | None = None
@@ -107,12 +108,16 @@ class DataLink:
             raise DataProtocol(f"a {kind} frame of {len(head)} + {size} bytes is too long", **self.where)
         try:
             with self._lock:
+                if self._failure is not None:
+                    raise self._failure
                 self._sock.sendall(_LENGTH.pack(len(head) + size) + head)
                 for part in payload:
                     self._sock.sendall(part)
                 self._last = time.monotonic()
                 self.sent += _LENGTH.size + len(head) + size
         except (OSError, ValueError) as exc:
+            # A frame may be half sent: whoever waits for the lock fails at once instead of after another silence.
+            self._failure = self._failure or exc
             raise self._failed(exc, "took nothing") from exc
         return _LENGTH.size + len(head) + size
 

@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
@@ -20,6 +20,7 @@ from engine.events import EventLog
 from engine.modes.network import MODES, NetworkSession, NetworkSource
 from engine.modes.ticket import request_ticket
 from engine.mover import datalink, protocol
+from engine.mover.background import background
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
 from engine.mover.restore_pipeline import send_disk
@@ -34,7 +35,6 @@ LINK_DEADLINE = 120.0
 STREAM_DEADLINE = 120.0
 PROGRESS = 0.5
 
-T = TypeVar("T")
 Report = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -88,7 +88,7 @@ class MoverTask:
             link, _ = listener.accept(deadline=LINK_DEADLINE, stop=self._stop, step="7", welcome={}, silence=silence)
             return self._opened(link)
 
-        self._link = _background(accept)
+        self._link = background(accept)
         return {"port": listener.port, "token": listener.token}
 
     async def data_connect(self, params: protocol.DataConnect) -> None:
@@ -105,7 +105,7 @@ class MoverTask:
             self._dialed = link
             return self._opened(link)
 
-        work = _background(connect)
+        work = background(connect)
         try:
             await asyncio.shield(work)
         except VadplabError as exc:
@@ -121,7 +121,7 @@ class MoverTask:
         self._need(self.role == "source" and self._source is None, "not a source, or opened already")
         if params.mode not in MODES:
             raise UnsupportedMode(f"transport mode {params.mode} is not supported", step="17")
-        return await _background(lambda: self._open_network(params))
+        return await background(lambda: self._open_network(params))
 
     async def source_read(self, report: Report) -> dict[str, Any]:
         """Reads the whole disk and sends it over the data link; reports progress."""
@@ -139,7 +139,7 @@ class MoverTask:
             level=self.rules.compression.level,
             cluster_bits=self.rules.cluster_bits,
         )
-        work = _background(pipeline.run)
+        work = background(pipeline.run)
         rate = Rate()
         try:
             while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
@@ -150,13 +150,13 @@ class MoverTask:
             result = work.result()
         except BaseException as exc:
             pipeline.stop()
-            await asyncio.shield(_background(self._abandon_source))
+            await asyncio.shield(background(self._abandon_source))
             for step in ("20c", "21"):
                 self.events.step(step, "failed", str(exc), code=getattr(exc, "code", "cancelled"))
             raise
         for step in ("20c", "21"):
             self.events.step(step, "end", bytes=result["read" if step == "20c" else "sent"])
-        await _background(self._finish_source)
+        await background(self._finish_source)
         return result
 
     # Step 21 on the repository
@@ -178,14 +178,14 @@ class MoverTask:
             opened.step = "21"
             return opened
 
-        self._target = await _background(lambda: TargetPipeline(folder, params.file, params.size, blocking))
+        self._target = await background(lambda: TargetPipeline(folder, params.file, params.size, blocking))
 
     async def target_commit(self, params: protocol.TargetCommit, report: Report) -> dict[str, Any]:
         """Waits for the end of the stream, finishes and verifies the disk; reports that it is alive meanwhile."""
         target = self._target
         if target is None:
             raise NotReady("target.commit before target.open")
-        work = _background(lambda: target.commit(STREAM_DEADLINE))
+        work = background(lambda: target.commit(STREAM_DEADLINE))
         while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
             await report({"stored": target.disk.stored, "total": target.disk.size})
         stored = work.result()
@@ -199,7 +199,7 @@ class MoverTask:
         """Opens a disk of a visible restore point and waits for the console that brings the token."""
         self._need(self.role == "restore" and self._restore is None, "not a restore, or opened already")
         folder = self._inside_repository(params.folder)
-        disk = self._disk = await _background(lambda: PointDisk(folder, params.disk))
+        disk = self._disk = await background(lambda: PointDisk(folder, params.disk))
         listener = self._listener = DataListener(self.config.listen, self.config.mover_ports, self.identity)
         silence = self.rules.silence
 
@@ -210,7 +210,7 @@ class MoverTask:
             with disk:
                 return send_disk(disk, link)
 
-        self._restore = _background(serve)
+        self._restore = background(serve)
         return {"port": listener.port, "token": listener.token, "size": disk.size}
 
     async def restore_wait(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class MoverTask:
     async def close(self) -> None:
         """Stops what runs, closes connections, removes what was not committed; never raises, takes a few seconds at most."""
         self._stop.set()
-        await asyncio.wait([_background(self._close)], timeout=5.0)
+        await asyncio.wait([background(self._close)], timeout=5.0)
 
     def _close(self) -> None:
         if self._pipeline is not None:
@@ -316,30 +316,3 @@ def _step(events: EventLog, step: str, text: str) -> Any:
         events.step(step, "failed", exc.message, code=exc.code)
         raise
     events.step(step, "end")
-
-
-def _background(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Runs a blocking function in a daemon thread of its own: an end of the process never waits for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-            future.exception()  # whoever awaits it sees it; nobody has to
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as exc:
-            error = exc
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="mover-work", daemon=True).start()
-    return future

@@ -154,6 +154,27 @@ def test_a_peer_that_takes_nothing_has_a_deadline(pki: Pki) -> None:
                 mine.send("data", {}, [bytes(1 << 20)], 1 << 20)
 
 
+def test_all_senders_fail_together(pki: Pki) -> None:
+    with links(pki, silence=1.0) as (mine, _):
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                while True:
+                    mine.send("data", {}, [bytes(1 << 20)], 1 << 20)
+            except VadplabError as exc:
+                failures.append(exc)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        start = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert time.monotonic() - start < 7, "one silence, not eight"
+        assert [type(failure) for failure in failures] == [DataLinkSilent] * 8
+
+
 def test_a_frame_that_trickles_has_a_deadline(pki: Pki) -> None:
     with links(pki, silence=0.5) as (mine, theirs):
         done = threading.Event()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -135,6 +137,22 @@ def test_more_than_one_segment(tmp_path: Path) -> None:
     write(path, content, segment=1 << 18)
     assert read(path) == content
     qemu_agrees(path, content)
+
+
+def test_a_file_system_without_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: object, flags: int, *more: int) -> int:
+        if flags & os.O_DIRECT:
+            os.close(real(path, flags & ~os.O_DIRECT, *more))  # type: ignore[call-overload]
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *more)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "open", refuse)
+    content = mixed(6 * PIECE + 512, 3)
+    path = tmp_path / "disk.qcow2"
+    write(path, content, segment=1 << 20)
+    assert read(path) == content
 
 
 def test_chain(tmp_path: Path) -> None:
