@@ -60,7 +60,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no disks": ("        - {size: 512MiB, contents: guest}", "        []"),
     "proxy is a guest": ("{host: proxy-1, tasks: ", "{host: linux-guest, tasks: "),
     "repository unknown": ("{host: repository-1, tasks: 4}", "{host: repository-2, tasks: 4}"),
-    "no tasks": ("{host: proxy-1, tasks: ", "{host: proxy-1, tasks: 0"),
+    "no tasks": ("{host: proxy-1, tasks: ", "{host: proxy-1, tasks: 0} # "),
     "job with unknown VM": ("vms: [linux-vm, files-vm]", "vms: [linux-vm, file-vm]"),
     "job without VMs": ("vms: [linux-vm, files-vm]", "vms: []"),
     "unknown mode": ("mode: nbdssl", "mode: hotplug"),
