@@ -10,7 +10,7 @@ Nouns, and the module each lives in:
 * *gate* (`gate`): lets I/O of a VM pass, or stops it for the instant of a snapshot;
 * *disk* (`disk`): a chain of layers with a write log: read, write, trim, zero, extents;
 * *structure* (`structure`): VMs, chains and snapshots as records in one JSON file, replaced atomically;
-* *datastore* (`datastore`, `snapshots`): all of the above, and the operations on VMs, disks and snapshots;
+* *datastore* (`datastore`, `vm`, `snapshots`, `merging`): all of the above, and the operations on VMs, disks and snapshots;
 * *truth record* (`truth`): per snapshot a SHA-256 per 64 KiB block of the frozen chain, taken in the background;
 * *files* (`files`, `vmx`, `descriptor`): text files, and the text views of disk files;
 * *contents* (`contents`): what a new disk holds;

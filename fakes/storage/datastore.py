@@ -1,68 +1,33 @@
 # SPDX-License-Identifier: MIT
 """A datastore: LUN, VMs with their disks, and what is done to them as a whole.
 
-*Vm*: a VM's disks behind one gate, its snapshots from oldest to newest. The structure file is the commit point of every
-change: files that it does not name are removed at open, merges that it names are done again.
+The structure file is the commit point of every change: files that it does not name are removed at open, merges that it
+names are done again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import fcntl
 import os
 import shutil
 import threading
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fakes.core.fabric import FabricError
-from fakes.storage import contents, descriptor, grains, paths, structure, vmx
+from fakes.storage import contents, descriptor, grains, merging, paths, structure, vmx
 from fakes.storage.disk import Disk
 from fakes.storage.files import TextFiles
 from fakes.storage.gate import Gate
-from fakes.storage.grains import ABSENT, ZEROED
+from fakes.storage.grains import ZEROED
 from fakes.storage.layer import Layer
 from fakes.storage.lun import Lun
-from fakes.storage.structure import Commit, DiskRecord, LayerRecord, Merge, SnapshotRecord, Structure, VmRecord
+from fakes.storage.structure import Commit, Structure, VmRecord
 from fakes.storage.truth import TruthKeeper
+from fakes.storage.vm import Vm
 from fakes.storage.writelog import WriteLog
-
-
-@dataclass
-class Vm:
-    """A VM as the storage knows it."""
-
-    name: str
-    uuid: str
-    folder: str
-    power: bool
-    gate: Gate
-    disks: dict[int, Disk]
-    snapshots: list[SnapshotRecord] = field(default_factory=list)
-    merges: list[Merge] = field(default_factory=list)
-    next_snapshot: int = 1
-
-    def record(self) -> VmRecord:
-        """What the structure file keeps of it."""
-        disks = [
-            DiskRecord(
-                d.key, d.label, d.size, d.sequence, d.next_layer, [LayerRecord(la.id, la.name) for la in d.chain]
-            )
-            for d in self.disks.values()
-        ]
-        return VmRecord(
-            self.name, self.uuid, self.folder, self.power, self.next_snapshot, disks, self.snapshots, self.merges
-        )
-
-    def snapshot(self, identity: int) -> SnapshotRecord:
-        """The snapshot of that id; FabricError `not-found` if there is none."""
-        for each in self.snapshots:
-            if each.id == identity:
-                return each
-        raise FabricError("not-found", f"{self.name} has no snapshot {identity}")
 
 
 class Datastore:
@@ -307,58 +272,14 @@ class Datastore:
         """
         if not vm.merges:
             return
-        commit = self.prepare(_merged(vm.record()))
+        commit = self.prepare(merging.merged(vm.record()))
         with vm.gate.closed():
-            gone = [self._merge(vm, merge) for merge in vm.merges]
+            gone = [merging.merge_down(vm, merge) for merge in vm.merges]
             vm.merges = []
             commit.now()
         for layer in gone:
             layer.close()
             layer.path.unlink()
-
-    @staticmethod
-    def _merge(vm: Vm, merge: Merge) -> Layer:
-        disk = vm.disks[merge.key]
-        into = next(layer for layer in disk.chain if layer.id == merge.into)
-        source = next(layer for layer in disk.chain if layer.id == merge.source)
-        _lay_over(disk, into, source)
-        into.frozen = source.frozen
-        into.generation += 1
-        source.generation += 1
-        disk.chain.remove(source)
-        for snap in vm.snapshots:
-            if snap.layers[str(merge.key)] == source.id:
-                snap.layers[str(merge.key)] = into.id
-        return source
-
-
-def _merged(record: VmRecord) -> VmRecord:
-    """The record of a VM as it will be once its merges are done. `record` and its snapshots are left alone."""
-    record = copy.deepcopy(record)
-    for merge in record.merges:
-        disk = next(d for d in record.disks if d.key == merge.key)
-        disk.chain = [layer for layer in disk.chain if layer.id != merge.source]
-        for snap in record.snapshots:
-            if snap.layers[str(merge.key)] == merge.source:
-                snap.layers[str(merge.key)] = merge.into
-    record.merges = []
-    return record
-
-
-def _lay_over(disk: Disk, into: Layer, source: Layer) -> None:
-    """Lays `source` over `into`; only entries move, no data. The replaced LUN grains go back to the allocator."""
-    blank = ABSENT if into is disk.chain[0] else ZEROED
-    freed = []
-    for grain in grains.used(source.words):
-        entry = source.words[grain]
-        entry = blank if entry == ZEROED else entry
-        old = into.words[grain]
-        if old == entry:
-            continue
-        into.words[grain] = entry
-        if old not in (ABSENT, ZEROED):
-            freed.append(old - 1)
-    disk.lun.release(freed)
 
 
 def only_one(state: Path) -> int:

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 
 from fakes.core.fabric import FabricError
 from fakes.storage import grains, paths
-from fakes.storage.datastore import Datastore, Vm
+from fakes.storage.datastore import Datastore
 from fakes.storage.disk import Disk
 from fakes.storage.grains import GRAIN
 from fakes.storage.layer import Layer
 from fakes.storage.lun import Buffer
+from fakes.storage.vm import Vm
 
 
 class Handle:

@@ -20,8 +20,9 @@ from typing import Any
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
 from fakes.storage import grains, paths, snapshots
-from fakes.storage.datastore import Datastore, Vm
+from fakes.storage.datastore import Datastore
 from fakes.storage.exports import Exports
+from fakes.storage.vm import Vm
 
 _START_SECONDS = 10.0
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from fakes.core.fabric import FabricError
 from fakes.storage import grains, paths, truth, writelog
-from fakes.storage.datastore import Datastore, Vm
+from fakes.storage.datastore import Datastore
 from fakes.storage.disk import Disk
 from fakes.storage.layer import Layer
 from fakes.storage.structure import Commit, LayerRecord, Merge, SnapshotRecord, VmRecord
+from fakes.storage.vm import Vm
 
 
 def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRecord:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fakes.storage.datastore import Datastore, Vm
+from fakes.storage.datastore import Datastore
 from fakes.storage.exports import Exports, Handle
 from fakes.storage.grains import GRAIN, ZEROED
+from fakes.storage.vm import Vm
 
 BIOS = "564d4e6f-1a2b-4c3d-8e4f-5a6b7c8d9e0f"
 SIZES = {2000: 7 * GRAIN, 2001: 2 * GRAIN + 3 * 512}
