@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import posixpath
 import re
 import shutil
 import ssl
@@ -46,7 +47,7 @@ from fakes.vcenter.world import World
 
 _log = logging.getLogger(__name__)
 _FAULT = re.compile(rb"<\w+Fault(?:\s[^>]*)?\sxsi:type=\"(\w+)\"")
-_SOAP_PATHS = ("/sdk", "/sdk/", "/sdk/vimService")
+_SOAP_PATHS = ("/sdk", "/sdk/vimService")
 FAMILY_NAMES = builder.FAMILIES  # a guest may report `linux` or `linuxGuest`
 API_VERSION = "8.0.3.0"
 ATTACHED_STUBS = "/tmp"  # the one folder that a container made from nothing has; VMs' folders are apart in it
@@ -324,7 +325,8 @@ class Gateway:
 
     async def handle(self, request: Request) -> Reply:
         """One request of a client."""
-        path = request.path
+        # decided on what vcsim will make of it, which decodes before it looks
+        path = posixpath.normpath("/" + unquote(request.path).lstrip("/"))
         try:
             if path in _SOAP_PATHS and request.method == "POST":
                 return await self._soap(request)
@@ -338,7 +340,7 @@ class Gateway:
                     return Reply.text(401, "not logged in", ("WWW-Authenticate", 'Basic realm="VMware HTTP server"'))
                 if request.method not in ("GET", "HEAD", "PUT", "POST"):
                     return Reply.text(501, f"{request.method} is not offered here")
-                if path.startswith("/folder") and (text := await self._stored_file(request)) is not None:
+                if path.startswith("/folder") and (text := await self._stored_file(request, path)) is not None:
                     return Reply(200, Headers([("Content-Type", "application/octet-stream")]), text)
             return await self._pass(world, request)
         except NotReady as exc:
@@ -356,7 +358,7 @@ class Gateway:
             return False
         return True
 
-    async def _stored_file(self, request: Request) -> bytes | None:
+    async def _stored_file(self, request: Request, path: str) -> bytes | None:
         """Text files (`.vmx`, descriptors) come from the storage, which has them as they are; vcsim has stubs."""
         if self.storage is None or request.method not in ("GET", "HEAD"):
             return None
@@ -364,8 +366,8 @@ class Gateway:
         inventory = self.settings.inventory
         if inventory is None or names[0] not in {store.name for store in inventory.datastores}:
             return None
-        path = unquote(request.path.removeprefix("/folder")).strip("/")
-        if not path or path.endswith("/") or "/" not in path:
+        path = path.removeprefix("/folder").strip("/")
+        if "/" not in path:
             return None
         try:
             return await self.storage.read_text(names[0], path)
@@ -464,13 +466,15 @@ class Gateway:
         reply = await context.forward()
         if reply.status == 200 and self.storage is not None:
             for name in context.world.places.vms:
+                if self.lock(name).locked():
+                    continue  # this gateway is changing it right now
                 try:
                     async with self.lock(name):
                         await self._snapshots.reconcile(context.world, self._vms[name])
                         if self.settings.view == "host":
                             await self._follow_power(context.world, self._vms[name])
-                except (FabricError, vmodl.MethodFault) as exc:
-                    _log.warning("%s can not be compared with its storage: %s", name, exc)
+                except (FabricError, TimeoutError, vmodl.MethodFault) as exc:
+                    _log.warning("%s can not be compared with its storage: %s", name, exc or "no answer")
         return reply
 
     async def _follow_power(self, world: World, vm: VirtualMachine) -> None:

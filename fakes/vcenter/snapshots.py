@@ -27,6 +27,7 @@ from fakes.vcenter.upstream import UpstreamGone
 from fakes.vcenter.world import World
 
 _log = logging.getLogger(__name__)
+LOOK = 3.0  # seconds that a login waits for a storage that is silent
 Work = Callable[[], Awaitable[tuple[Any, Any]]]  # → (result, vcsim's own task)
 
 
@@ -339,8 +340,8 @@ class Snapshots:
     async def reconcile(self, world: World, vm: VirtualMachine) -> None:
         """Shows snapshots that came or went without this gateway (through the other view), under the VM's lock."""
         assert self._owner.storage is not None
-        state = await self._owner.storage.get(vm)
-        known = world.snapshots.get(vm.name, {})
+        state = await asyncio.wait_for(self._owner.storage.get(vm), LOOK)
+        known = world.snapshots.setdefault(vm.name, {})
         held = [stored.id for stored in state.snapshots]
         if held == list(known.values()):
             return

@@ -89,6 +89,20 @@ def test_datastore_files_need_a_session(site: Site, session: Any) -> None:
     assert get(site, upload, session, "HEAD") == (200, b"")
 
 
+def test_other_spellings_of_a_path_are_the_same_path(site: Site, session: Any) -> None:
+    call = (
+        b'<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><StartProgramInGuest xmlns="urn:vim25">'
+        b'<_this type="GuestProcessManager">guestOperationsProcessManager</_this></StartProgramInGuest></s:Body></s:Envelope>'
+    )
+    for path in ("/sdk", "/sdk/", "/%73dk", "/sdk?x=1", "//sdk", "/a/../sdk", "/sdk/vimService"):
+        counted = site.gateway.guest.count
+        status, body = get(site, path, session, "POST", call)
+        assert (status, b"InvalidArgument" in body) == (500, True), path
+        assert site.gateway.guest.count == counted + 1
+    for path in ("/%66older/files-vm/files-vm.vmx", "//folder/files-vm/files-vm.vmx", "/x/../folder/files-vm/x"):
+        assert get(site, path + "?dcPath=DC1&dsName=datastore1")[0] == 401, path
+
+
 def test_pages_of_the_simulator_are_not_shown(site: Site, session: Any) -> None:
     for path in ("/about", "/debug/vars"):
         assert get(site, path, session)[0] == 404
