@@ -7,6 +7,8 @@ Nouns:
     root        what the guest sees: /usr of the host read-only, everything else on its disk or in memory
     init        process 1 of the guest: sshd, the workload, the Tools daemon
     ledger      the workload: double entry and hash chain in SQLite, and its check
+    substitute  the guest that an ordinary user can have (and `sshserver` in OpenSSH's place)
+    life        the supervising process: until the guest is up, while it lives, how it ends
     machine     the side of the hypervisor: the guest's RPCI socket, freeze record, fabric socket
     guardian    a process outside that thaws the guest's file system when all of this was killed
 """

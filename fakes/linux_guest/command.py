@@ -17,26 +17,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from fakes.core import fabric
-from fakes.core.daemon import die_with_parent, ready, until_signal
-from fakes.linux_guest import guardian, init, kernel, root
+from fakes.core.daemon import die_with_parent
+from fakes.linux_guest import guardian, init, kernel, root, substitute
 from fakes.linux_guest.disk import DiskFailed, GuestDisk, parse_uri
 from fakes.linux_guest.guardian import GuardianFailed, Ward
-from fakes.linux_guest.machine import Machine, answers_ssh, open_record
-
-_START = 60.0
-_STOP = 20.0
+from fakes.linux_guest.life import Life, StartFailed, fork_init
+from fakes.linux_guest.machine import Machine, open_record
 
 
 class BadInput(Exception):
     """The command line cannot be used; exit code 2."""
-
-
-class StartFailed(Exception):
-    """The guest does not come up; exit code 1."""
 
 
 def main(argv: list[str]) -> int:
@@ -73,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host-key", type=Path, help="private SSH host key (default: made on first boot)")
     parser.add_argument("--hostname", help="default: the VM's name")
     parser.add_argument("--guardian", type=Path, help="socket of a guardian outside this pid namespace")
+    parser.add_argument(
+        "--substitute",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="without real root: a prepared image instead of a mounted disk (default: when needed)",
+    )
     parser.add_argument("--interval", type=float, default=0.02, help="seconds between two bookings of the workload")
     return parser
 
@@ -102,10 +101,12 @@ def _run(args: argparse.Namespace) -> int:
     guest = _guest(args)
     root.check_host()
     if os.geteuid() != 0:
-        raise root.RootFailed("a guest needs root (mounts, loop device, pid namespace)")
+        raise root.RootFailed("a guest needs root, or to be root in a user namespace")
     die_with_parent()
     kernel.name_process(f"vadplab-guest {args.vm}")
     log = open_record(args.state)
+    if args.substitute == "always" or (args.substitute == "auto" and not substitute.is_real_root()):
+        return substitute.run(args, guest, log)
     with contextlib.ExitStack() as cleanup:
         guardian_path = args.guardian or _own_guardian(args, cleanup)
         kernel.unshare(kernel.CLONE_NEWNS)
@@ -143,7 +144,7 @@ def _live(
     args: argparse.Namespace, guest: root.Guest, disk: GuestDisk, run: Path, guardian_path: Path, log: int
 ) -> int:
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    pid = _fork_init(lambda: init.boot(disk.mount_point, guest, run, args.interval, go_read), keep={go_read})
+    pid = fork_init(lambda: init.boot(disk.mount_point, guest, run, args.interval, go_read), keep={go_read})
     os.close(go_read)
     pidfd = os.pidfd_open(pid)
     disk_fd = os.open(disk.mount_point, os.O_RDONLY | os.O_CLOEXEC)
@@ -151,7 +152,8 @@ def _live(
     try:
         ward = Ward(guardian_path, vm=args.vm, mount="/", fd=disk_fd, init=pidfd, log=log)
         machine = Machine(vm=args.vm, fabric_folder=args.fabric, disk_fd=disk_fd, log_fd=log)
-        return asyncio.run(_serve(args, machine, disk, run, pidfd, go_write))
+        life = Life(args.vm, args.address, machine, run, pidfd, go_write, alive=disk.trouble)
+        return asyncio.run(life.lead())
     finally:
         with contextlib.suppress(OSError):
             kernel.thaw(disk_fd)
@@ -161,87 +163,3 @@ def _live(
         if ward is not None:
             ward.release()
         os.close(disk_fd)
-
-
-def _fork_init(body: Callable[[], int], keep: set[int]) -> int:
-    """Forks process 1 of a new pid namespace; later children of this process are not in it."""
-    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    kernel.unshare(kernel.CLONE_NEWPID)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-            os.dup2(2, 1)  # the line on standard output is the parent's
-            guardian.keep_only({0, 1, 2, *keep})
-            code = body()
-        except BaseException as exc:
-            print(f"guest: {type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    kernel.setns(ours, kernel.CLONE_NEWPID)
-    os.close(ours)
-    return pid
-
-
-async def _serve(
-    args: argparse.Namespace, machine: Machine, disk: GuestDisk, run: Path, pidfd: int, go_write: int
-) -> int:
-    ended = asyncio.create_task(_until_ended(pidfd, disk))
-    stopped = asyncio.create_task(until_signal())
-    try:
-        await machine.start(run / "guest" / "rpci.sock")
-        with contextlib.suppress(BrokenPipeError):  # it ended already: `ended` says so
-            os.write(go_write, b"g")
-        os.close(go_write)
-        up = asyncio.create_task(_until_up(args.address, run / "guest" / "ledger.json"))
-        await asyncio.wait({up, ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopped.done():
-            if ended.done():
-                raise StartFailed(ended.result())
-            up.result()
-            ready(f"ready {args.vm} on {args.address}:22")
-            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        up.cancel()
-        if not stopped.done():
-            raise StartFailed(ended.result())
-    finally:
-        await machine.stop()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_readable(pidfd), _STOP)
-        for task in (ended, stopped):
-            task.cancel()
-        await asyncio.gather(ended, stopped, return_exceptions=True)
-    return 0
-
-
-async def _until_up(address: str, status: Path) -> None:
-    if not await answers_ssh(address, _START):
-        raise StartFailed(f"sshd does not greet on {address}:22")
-    end = asyncio.get_running_loop().time() + _START
-    while not status.exists():
-        if asyncio.get_running_loop().time() > end:
-            raise StartFailed("the workload does not begin")
-        await asyncio.sleep(0.02)
-
-
-async def _until_ended(pidfd: int, disk: GuestDisk) -> str:
-    """Why the guest ended by itself."""
-    while True:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_readable(pidfd), 1.0)
-            return "the guest ended by itself"
-        if not disk.alive():
-            return "nbdfuse ended: the guest lost its disk"
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    loop.add_reader(fd, done.set)
-    try:
-        await done.wait()
-    finally:
-        loop.remove_reader(fd)

@@ -75,9 +75,11 @@ class GuestDisk:
         finally:
             os.close(fd)
 
-    def alive(self) -> bool:
-        """False when nbdfuse ended."""
-        return self._nbdfuse is not None and self._nbdfuse.poll() is None
+    def trouble(self) -> str | None:
+        """Why the disk is lost, or None."""
+        if self._nbdfuse is not None and self._nbdfuse.poll() is None:
+            return None
+        return "nbdfuse ended: the guest lost its disk"
 
     def detach(self) -> None:
         """Unmounts cleanly and gives the loop device back. Raises OSError when something still uses the file system."""
@@ -118,7 +120,9 @@ class GuestDisk:
         end = time.monotonic() + _START
         while not (self._pid_file.exists() and self._pid_file.stat().st_size):
             if self._nbdfuse.poll() is not None:
-                raise DiskFailed(f"nbdfuse ended with {self._nbdfuse.returncode}: no export {self.export}?")
+                raise DiskFailed(
+                    f"nbdfuse ended with {self._nbdfuse.returncode} (its reason is above; export {self.export})"
+                )
             if time.monotonic() > end:
                 raise DiskFailed("nbdfuse does not become ready")
             time.sleep(0.01)

@@ -23,15 +23,18 @@ _STOP = 10.0
 STATUS = f"{root.RUN}/ledger.json"
 
 
-def enter(disk: Path, guest: root.Guest, run: Path) -> None:
-    """Own mount, UTS and IPC namespaces with the disk as root. `run`: a tmpfs that becomes the guest's /run."""
+def enter(disk: Path, guest: root.Guest, run: Path, *, real_root: bool) -> None:
+    """Own mount, UTS and IPC namespaces with the disk as root. `run`: a tmpfs that becomes the guest's /run.
+
+    Without real root (in a user namespace) device nodes are the host's, bound, since none can be made.
+    """
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC)
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.set_hostname(guest.hostname)
     _usr(disk / "usr", run / "guest")
     kernel.mount(run, disk / "run", flags=kernel.MS_BIND)
     kernel.mount("tmpfs", disk / "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=1777,size=64m")
-    _devices(disk / "dev")
+    _devices(disk / "dev", real_root)
     kernel.mount("proc", disk / "proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     for name in ("sys", "sysrq-trigger"):  # what is written there would change the host
         if (disk / "proc" / name).exists():
@@ -62,17 +65,20 @@ def _usr(target: Path, folder: Path) -> None:
     os.chdir("/")
 
 
-def _devices(dev: Path) -> None:
+def _devices(dev: Path, real_root: bool) -> None:
     kernel.mount("tmpfs", dev, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m")
     mask = os.umask(0)
     for name, (major, minor) in _DEVICES.items():
-        os.mknod(dev / name, 0o020666, os.makedev(major, minor))
+        if real_root:
+            os.mknod(dev / name, 0o020666, os.makedev(major, minor))
+        else:
+            (dev / name).touch()
+            kernel.mount(Path("/dev", name), dev / name, flags=kernel.MS_BIND)
     os.umask(mask)
     (dev / "pts").mkdir()
     (dev / "shm").mkdir()
-    kernel.mount(
-        "devpts", dev / "pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5"
-    )
+    options = "newinstance,ptmxmode=0666,mode=620" + (",gid=5" if real_root else "")
+    kernel.mount("devpts", dev / "pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, options)
     kernel.mount("tmpfs", dev / "shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=1777,size=16m")
     (dev / "ptmx").symlink_to("pts/ptmx")
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
@@ -82,7 +88,8 @@ def _devices(dev: Path) -> None:
 class Services:
     """The guest's services; each is a child of this process."""
 
-    def __init__(self, address: str, interval: float) -> None:
+    def __init__(self, address: str, interval: float, *, sshd: bool) -> None:
+        self._sshd = sshd
         self._address = address
         self._interval = interval
         self._pids: dict[int, str] = {}
@@ -97,7 +104,8 @@ class Services:
             ("ledger", lambda: ledger.run(Path(root.LEDGER), Path(STATUS), self._interval)),
             ("vmtoolsd", lambda: tools.run(Path(root.RPCI), self._address)),
         ):
-            self._pids[_spawn(name, body)] = name
+            if name != "sshd" or self._sshd:
+                self._pids[_spawn(name, body)] = name
         code = 0
         while self._pids:
             pid, status = os.wait()
@@ -153,12 +161,21 @@ def _end_everything() -> None:
                 return
 
 
-def boot(disk: Path, guest: root.Guest, run: Path, interval: float, go: int) -> int:
+def boot(
+    disk: Path,
+    guest: root.Guest,
+    run: Path,
+    interval: float,
+    go: int,
+    *,
+    real_root: bool = True,
+    sshd: bool = True,
+) -> int:
     """The life of process 1. `go`: a pipe; the services start when a byte comes (the guardian holds the disk then)."""
     die_with_parent()
     kernel.name_process("init")
-    enter(disk, guest, run)
+    enter(disk, guest, run, real_root=real_root)
     if os.read(go, 1) != b"g":
         return 1
     os.close(go)
-    return Services(guest.address, interval).run()
+    return Services(guest.address, interval, sshd=sshd).run()

@@ -45,7 +45,7 @@ class Site:
     `holder` is process 1 of the pid namespace: its SIGKILL takes everything in it, as that of a lab's supervisor does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ordinary_user: bool = False) -> None:
         self.folder = folder
         self.fabric = folder / "fabric"
         self.state = folder / "guest-lin"
@@ -57,7 +57,17 @@ class Site:
             "ip link set lo up && ip link add eth0 type veth peer name wire && ip addr add "
             f"{ADDRESS}/24 dev eth0 && ip link set eth0 up && ip link set wire up && echo ready && exec sleep 600"
         )
-        self.unshare = self._popen("unshare", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", script)
+        become: tuple[str, ...] = ()
+        self._enter = ["--net", "--pid"]
+        if ordinary_user:
+            become = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+            self._enter += ["--user", "--mount"]
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, 65534, 65534)
+        extra = ("--user", "--map-root-user", "--mount-proc") if ordinary_user else ()
+        self.unshare = self._popen(
+            *become, "unshare", "--net", "--pid", "--fork", "--kill-child", *extra, "sh", "-c", script
+        )
         self._line(self.unshare)
         children = Path(f"/proc/{self.unshare.pid}/task/{self.unshare.pid}/children").read_text().split()
         self.holder = int(children[0])
@@ -83,7 +93,7 @@ class Site:
 
     def inside(self, *arguments: object) -> subprocess.Popen[str]:
         """Starts a program in the namespaces (`nsenter` forks: the program is its child)."""
-        return self._popen("nsenter", "--target", self.holder, "--net", "--pid", *arguments)
+        return self._popen("nsenter", "--target", self.holder, *self._enter, *arguments)
 
     @staticmethod
     def _line(process: subprocess.Popen[str]) -> str:
@@ -104,6 +114,8 @@ class Site:
             arguments += ["--guardian", guardian]
         self.guest = self.inside(*arguments, *more)
         assert self._line(self.guest) == f"ready lin on {ADDRESS}:22\n"
+        if "--substitute" in arguments or "--user" in self._enter:
+            return self.guest  # no loop device
         mounts = [line.split() for line in Path(f"/proc/{self.guest_pid()}/mounts").read_text().splitlines()]
         (self.device,) = (Path(m[0]) for m in mounts if m[1] == str(self.state / "work" / "disk"))
         with self.device.open("rb") as device:

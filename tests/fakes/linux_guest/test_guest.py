@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from fakes.core.fabric import FabricError, connect
 from fakes.linux_guest import ledger
-from tests.fakes.linux_guest.site import PASSWORD, Site, booked, eventually
+from tests.fakes.linux_guest.site import ADDRESS, PASSWORD, Site, booked, eventually
 
 pytestmark = [
     pytest.mark.root,
@@ -288,6 +289,59 @@ def test_a_guest_that_lost_its_disk_ends(site: Site, victim: str, frozen: bool) 
     eventually(site.free)
     if frozen:
         assert [e["event"] for e in site.record()][:2] == ["frozen", "thawed"]
+
+
+@pytest.fixture
+def users_site(tmp_path: Path) -> Iterator[Site]:
+    """In a user namespace of an ordinary user, with one mapped id."""
+    readable = subprocess.run(
+        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "--user", "--map-root-user",
+         sys.executable, "-c", "import fakes.linux_guest.command"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if readable.returncode:
+        pytest.skip(f"no user namespaces here, or this folder is private: {readable.stderr[-100:]}")
+    (tmp_path / "site").mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    made = Site(tmp_path / "site", ordinary_user=True)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_without_real_root(users_site: Site) -> None:
+    site = users_site
+    site.boot()
+    assert site.read("hostname; id -u").split() == ["lin", "0"]
+    assert "OK" in site.read("cd /srv/documents && sha256sum -c SHA256SUMS")
+    done = site.ssh("exit 7", "ls /work /boot", "echo out; echo err >&2", "head -c 300000 /dev/zero | wc -c")
+    assert [d.exit_status for d in done] == [7, 2, 0, 0]
+    assert (done[2].stdout, done[2].stderr, str(done[3].stdout).strip()) == ("out\n", "err\n", "300000")
+    assert site.ssh("kill -KILL $$")[0].exit_status != 0
+    with pytest.raises(asyncssh.PermissionDenied):
+        site.ssh("true", password="wrong")
+    for name in ("pre-freeze", "post-thaw"):
+        text = (SCRIPTS / f"{name}.sh").read_text()
+        site.read(f"mkdir -p /run/session && cat > /run/session/{name} <<'END'\n{text}\nEND")
+    assert site.read("sh /run/session/pre-freeze").strip() == "frozen: nothing"
+    assert site.record() == []
+    before = booked(site)
+    eventually(lambda: booked(site) > before)
+    assert site.fabric_call("tools.state")["addresses"] == [ADDRESS]
+    site.storage.call("vm.power", vm="lin", on=False)
+    image = site.folder / "copy.img"
+    _export(site, "lin/lin.vmdk", image)
+    assert subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True).returncode == 0
+    subprocess.run(
+        ["debugfs", "-R", f"dump /var/lib/ledger/ledger.db {site.folder / 'ledger.db'}", str(image)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert ledger.check(site.folder / "ledger.db")["bookings"] == 200
+    assert site.shut_down() == 0
+    assert not list((site.state / "work").iterdir())
 
 
 def _children(pid: int) -> list[int]:
