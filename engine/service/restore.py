@@ -42,6 +42,7 @@ class Restoring:
     answer: dict[str, Any]
     transport: Client
     control: Client
+    events: EventLog
 
     async def close(self) -> None:
         """Ends the mover."""
@@ -132,7 +133,7 @@ async def _open(
         "label": entry["label"],
         "consistency": found["consistency"],
     }
-    return Restoring(answer, transport, control)
+    return Restoring(answer, transport, control, events)
 
 
 def _disk(point: dict[str, Any], disk: int) -> dict[str, Any]:

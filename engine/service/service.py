@@ -196,13 +196,17 @@ class BackupService:
         await self.jobs.database(lambda db: db.begin_session(session, "restore", point))
         servers = await self.jobs.database(lambda db: db.servers())
         events = self.config.event_log("service", session=session)
-        report = Reporter(events, lambda item: self._spawn(_quiet(call.progress(item))))
+        told: list[dict[str, Any]] = []
+        report = Reporter(events, told.append)
         try:
             going = await restore.start(self.config, report, servers, session, point=point, vm=vm, disk=disk)
         except BaseException:
-            await self.jobs.database(lambda db: db.end_session(session, "failed", {}))
             events.close()
+            await self.jobs.database(lambda db: db.end_session(session, "failed", {}))
             raise
+        finally:
+            for item in told:
+                await _quiet(call.progress(item))
         restores: dict[str, restore.Restoring] = call.peer.data.setdefault("restores", {})
         restores[session] = going
         return going.answer
@@ -211,6 +215,7 @@ class BackupService:
         going: restore.Restoring | None = peer.data.get("restores", {}).pop(session, None)
         if going is not None:
             await going.close()
+            going.events.close()
             await self.jobs.database(lambda db: db.end_session(session, result, {}))
         return {}
 
