@@ -9,6 +9,7 @@ not prove that the source gave the right bytes, nor that the device will still r
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError
 from engine.store.reader import Qcow2Reader
 
+THREADS = min(8, max(2, os.cpu_count() or 2))
 _RANGE = 512
 """Clusters that a thread checks at a time: 32 MiB of disk."""
 _NAMED = 16
@@ -56,7 +58,7 @@ class Report:
         return "; ".join(parts) or "intact"
 
 
-def verify_disk(path: Path, table: DigestTable, *, threads: int = 2) -> Report:
+def verify_disk(path: Path, table: DigestTable, *, threads: int = THREADS) -> Report:
     """Walks the structure of the qcow2 file and checks every cluster against `table`; damage is reported, not raised."""
     try:
         reader = Qcow2Reader(path)
@@ -74,7 +76,7 @@ def require_intact(report: Report, *, point: str, disk: str) -> None:
         raise Damaged(f"restore point {point}, {disk}: {report.describe()}")
 
 
-def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = 2) -> Report:
+def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = THREADS) -> Report:
     """Checks the bytes of every cluster of the disk against its digest; the tables are taken as they are."""
     report = Report(clusters=reader.clusters, cluster=reader.cluster)
     if reader.size != table.size:

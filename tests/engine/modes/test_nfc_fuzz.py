@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import VadplabError
 from engine.modes.nfc import aio, classic
+from engine.modes.nfc.authd import authenticate
 from engine.modes.nfc.errors import NfcCut, NfcProtocol
+from engine.modes.nfc.stream import RawStream
+from engine.modes.ticket import Ticket
 from tests.engine.modes.test_nfc import _Scripted, fragment, scripted
 
+GREETING = b"220 VMware Authentication Daemon Version 1.10: SSL Required, ServerDaemonProtocol:SOAP\r\n"
 FRAMES = st.builds(
     lambda kind, op, payload, extra: aio.frame(kind, op, payload, extra),
     st.integers(0, 30),
@@ -71,3 +77,26 @@ def test_any_order_of_fragments_fills_the_buffer(order: list[int], sectors: int)
     buffer = bytearray(8 * size)
     scripted(answer).start_read(1, 0, memoryview(buffer)).wait()
     assert buffer == content
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.binary(max_size=100).map(lambda tail: b"220 VMware Authentication Daemon Version 1.10: " + tail + b"\r\n"),
+        st.binary(max_size=200).map(lambda tail: GREETING + b"\x16\x03\x03" + tail),
+    )
+)
+def test_authd_against_noise(data: bytes) -> None:
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        raw = RawStream(mine, host="proxy-1", target="esxi-1", port=902, step="19")
+        with pytest.raises(VadplabError) as caught:
+            authenticate(raw, Ticket("esxi-1", 902, "", "vpxa-nfc", "s"), ssl=False)
+        assert (caught.value.step, caught.value.host, caught.value.target, caught.value.port) == (
+            "19",
+            "proxy-1",
+            "esxi-1",
+            902,
+        )

@@ -212,6 +212,21 @@ async def test_mover_ends_with_its_control_connection(
         assert caught.value.to_dict()["code"] == "data.cut"
 
 
+async def test_mover_ends_on_sigterm(world: World, esxi: dict[str, Any], vcenter: SmallVcenter) -> None:
+    _, folder = world.begin()
+    async with pair(world, "repository-to-proxy", throttle=1 << 20) as (source, target):
+        await source.call("source.open", **opening(esxi, vcenter))
+        await target.call("target.open", folder=str(folder), file="disk-2000.qcow2", size=SIZE)
+        reading = asyncio.create_task(source.call("source.read"))
+        await asyncio.sleep(0.3)
+        for mover in (source, target):
+            mover.process.terminate()
+            assert await asyncio.wait_for(mover.process.wait(), 15) == 0
+        with pytest.raises(VadplabError):
+            await reading
+    assert list(folder.iterdir()) == [], "what was received is removed"
+
+
 async def test_wrong_tokens(world: World) -> None:
     async with world.mover("repository-1", "target") as target, world.mover("proxy-1", "source") as source:
         listening = await target.call("data.listen")
