@@ -2,7 +2,7 @@
 """Errors of the laboratory, beside the catalogue of `engine.errors`.
 
 InputError (2)      TopologyInvalid, LabRunning
-MissingError (3)    LabNotRunning, LabUnknown, HostUnknown, PowerMissing
+MissingError (3)    LabNotRunning, LabUnknown, HostUnknown, PowerMissing, ComponentMissing
 VadplabError (1)    LabFailed, LabStuck, ProcessFailed, ControlFailed, RemoteLabError (keeps the original's)
 """
 
@@ -69,6 +69,13 @@ class PowerMissing(MissingError):
 
     code = "lab.power-missing"
     advice = "Run `vadplab doctor`: it names each missing power and its substitute."
+
+
+class ComponentMissing(MissingError):
+    """A process of the lab says that something it needs is not installed."""
+
+    code = "lab.component-missing"
+    advice = "Run `make setup`: it installs what is missing; `vadplab doctor` lists it."
 
 
 class VcsimMissing(MissingError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.errors import ProcessFailed
+from lab.errors import ComponentMissing, ProcessFailed
 from lab.realise import zygote
 
 READY_TIMEOUT = 30.0
@@ -35,6 +35,7 @@ class Process:
     first_line: asyncio.Future[str]
     started: float = field(default_factory=time.monotonic)
     ready_line: str | None = None
+    stage: int = 0
 
     @property
     def code(self) -> int | None:
@@ -142,6 +143,7 @@ class Processes:
 
         Raises:
             ProcessFailed: it ended first, or said nothing in time (it is killed then); the message ends with its log.
+            ComponentMissing: it ended first, with the exit code for it.
         """
         first: asyncio.Future[Any] = process.first_line
         await asyncio.wait({first, process.ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -156,6 +158,8 @@ class Processes:
             what = f"was not ready after {timeout:g} s"
             process.kill_group()
         tail = process.tail()
+        if process.ended.done() and process.code == ComponentMissing.exit_code and tail:
+            raise ComponentMissing(f"{_place(process)}: {tail.splitlines()[-1]}", host=process.host)
         raise ProcessFailed(f"{_place(process)} {what}" + (f":\n{tail}" if tail else ""), host=process.host)
 
     def pump(self, process: Process, pipe: int) -> None:
