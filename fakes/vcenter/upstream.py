@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fakes.vcenter.http import MAX_HEAD, BadRequest, Body, Headers, read_reply
@@ -37,9 +38,11 @@ class UpstreamReply:
 class Upstream:
     """A pool of connections to one vcsim process."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, dial: Callable[[], socket.socket] | None = None) -> None:
+        """`dial` makes connected sockets where vcsim is in another network namespace; it is called in a thread."""
         self.host = host
         self.port = port
+        self._dial = dial
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.closed = False
 
@@ -52,10 +55,14 @@ class Upstream:
         if self.closed:
             raise UpstreamGone("vcsim has ended")
         try:
-            opening = asyncio.open_connection(self.host, self.port, limit=MAX_HEAD)
-            return await asyncio.wait_for(opening, CONNECT)
+            return await asyncio.wait_for(self._open(), CONNECT)
         except (OSError, TimeoutError) as exc:
             raise UpstreamGone(f"vcsim at {self.host}:{self.port}: {exc or 'no answer'}") from exc
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._dial is None:
+            return await asyncio.open_connection(self.host, self.port, limit=MAX_HEAD)
+        return await asyncio.open_connection(sock=await asyncio.to_thread(self._dial), limit=MAX_HEAD)
 
     @contextlib.asynccontextmanager
     async def exchange(

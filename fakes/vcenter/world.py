@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.builder import Places
 from fakes.vcenter.sanitise import Sanitiser
-from fakes.vcenter.simulator import Attached, Simulator
 from fakes.vcenter.upstream import Upstream
+
+
+class Running(Protocol):
+    """A vcsim that runs: a child, a container, or one that somebody else keeps."""
+
+    host: str
+    port: int
+
+    @property
+    def running(self) -> bool: ...
+    async def ended(self) -> int: ...
+    async def stop(self) -> None: ...
 
 
 @dataclass
 class World:
     """A running vcsim with its inventory. `snapshots`: VM name → (snapshot reference → the storage's snapshot id)."""
 
-    simulator: Simulator | Attached
+    simulator: Running
     upstream: Upstream
     admin: AdminSession
     sanitiser: Sanitiser

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from fakes.vcenter import source
-from tests.fakes.vcenter.test_snapshots import until
+from tests.fakes.vcenter.conftest import MakeSite
+from tests.fakes.vcenter.test_snapshots import files, stored, take, until
 
 docker = pytest.importorskip("docker")
 pytestmark = [pytest.mark.docker, pytest.mark.root]
@@ -103,6 +104,20 @@ def test_the_gateway_works_in_the_containers_namespace(image: str, tmp_path: Pat
             await container.stop()
 
     assert asyncio.run(run()) == "['one'] success success\n"
+    until(lambda: containers_of(image) == 0)
+
+
+def test_alone_the_gateway_starts_the_container_and_another_when_it_dies(image: str, make_site: MakeSite) -> None:
+    site = make_site(source=source.VcsimSource("docker", image=image))
+    vm = site.vm(site.connect(), "files-vm")
+    take(vm, "kept")
+    world = site.loop.run(site.gateway.world())
+    os.kill(world.simulator.pid, signal.SIGKILL)
+    until(lambda: site.gateway._lives == 2)
+    vm = site.vm(site.connect(), "files-vm")
+    assert vm.snapshot.rootSnapshotList[0].name == "kept"
+    assert files(vm.config) == stored(site)
+    site.loop.run(site.gateway.stop())
     until(lambda: containers_of(image) == 0)
 
 

@@ -46,10 +46,13 @@ def test_a_named_binary_comes_first(bare: Path) -> None:
         source.locate(str(bare / "none"), bare, has_image=no)
 
 
-def test_path_before_docker_before_the_build(bare: Path) -> None:
+def test_path_before_docker_before_the_build(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source.os, "geteuid", lambda: 0)
     executable(source.built_path(bare / "cache"))
     assert source.locate(None, bare / "cache", has_image=no).kind == "built"
     assert source.locate(None, bare / "cache", has_image=lambda image: image == source.IMAGE).kind == "docker"
+    monkeypatch.setattr(source.os, "geteuid", lambda: 1000)
+    assert source.locate(None, bare / "cache", has_image=lambda image: True).kind == "built"
     executable(bare / "bin" / "vcsim")
     assert source.locate(None, bare / "cache", has_image=lambda image: True).kind == "path"
     assert source.locate("built", bare / "cache", has_image=no).kind == "built"
