@@ -51,6 +51,7 @@ def judged(folder: Path, *, again: bool = False) -> dict[str, Any]:
     if again or not path.is_file():
         from lab.judge.judge import judge
 
+        (folder / "packets.jsonl").unlink(missing_ok=True)
         return judge(folder).to_flows()
     found = jsonlib.loads(path.read_text())
     assert isinstance(found, dict)

@@ -46,7 +46,7 @@ def read(folder: Path) -> Evidence:
     except (RuleError, KeyError, ValueError) as exc:
         raise EvidenceMissing(f"{folder.name}: rules can not be read: {exc}") from exc
     names = {address: host for host, address in topology.addresses().items()}
-    packets = _packets(folder)
+    packets = _packets(folder, ended)
     log, log_lost = _with_loss(folder / "nflog.jsonl")
     tracking, tracking_lost = _with_loss(folder / "conntrack.jsonl")
     session = about.get("session")
@@ -146,11 +146,11 @@ def _change(line: Record) -> Change:
     return Change(int(line["utc"]), overlays)
 
 
-def _packets(folder: Path) -> list[Record]:
-    """`packets.jsonl`, made from the capture unless it is there and newer."""
+def _packets(folder: Path, until: int) -> list[Record]:
+    """`packets.jsonl`, made from the capture up to the end of the run unless it is there and newer."""
     capture, target = _needed(folder / "capture.pcapng"), folder / "packets.jsonl"
     if not target.is_file() or target.stat().st_mtime_ns < capture.stat().st_mtime_ns:
-        command = [sys.executable, "-m", "lab.observe.packets", str(capture)]
+        command = [sys.executable, "-m", "lab.observe.packets", str(capture), str(until)]
         partial = folder / "packets.jsonl.new"
         root = Path(__file__).resolve().parents[2]
         try:

@@ -28,6 +28,9 @@ ADMIN_PROHIBITED = frozenset({9, 10, 13})
 CLOCK_NS = 1_000_000
 """Time stamps of the kernel's log are cut to microseconds and may come from another layer than the counters' reading."""
 
+ENDING_NS = 1_000_000_000
+"""A connection with packets this near to the end of the run was still going on when the observers stopped, one by one."""
+
 MAX_HEADERS = 120
 """IP and TCP headers with all their options."""
 
@@ -164,7 +167,7 @@ def judge(joined: Joined, number: int, evidence: Evidence) -> Flow:
         joined=joined,
     )
     _row(flow, prediction, evidence)
-    _bytes(flow, joined)
+    _bytes(flow, joined, evidence.ended)
     _witnesses(flow, joined, sight, prediction, evidence)
     return flow
 
@@ -202,7 +205,7 @@ def _row(flow: Flow, prediction: Prediction, evidence: Evidence) -> None:
             flow.disagreements.append(f"row {row.id} does not list step {step}")
 
 
-def _bytes(flow: Flow, joined: Joined) -> None:
+def _bytes(flow: Flow, joined: Joined, ended: int) -> None:
     """IP bytes of connection tracking, held against the payload by sequence numbers."""
     packets, tracking = joined.packets, joined.tracking
     if packets:
@@ -215,8 +218,8 @@ def _bytes(flow: Flow, joined: Joined) -> None:
         return
     headers = (tracking["packets_orig"] + tracking["packets_reply"]) * MAX_HEADERS
     tracked_bytes, payload = flow.sent + flow.received, flow.payload_sent + flow.payload_received
-    over = tracked_bytes - payload - headers
-    if tracked_bytes < payload or (over > 0 and not packets["retransmits"] and packets["stopped"] <= 0):
+    exact = not packets["retransmits"] and packets["stopped"] <= 0 and packets["end"] < ended - ENDING_NS
+    if tracked_bytes < payload or (exact and tracked_bytes > payload + headers):
         flow.disagreements.append(f"connection tracking counted {tracked_bytes} IP bytes, the payload was {payload}")
 
 
@@ -313,6 +316,10 @@ def _socket(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None
             flow.disagreements.append("packets were forwarded, but the kernel tracked no such connection")
         return
     said = tracked(tracking)
+    unfinished = joined.attempt is None or joined.attempt.outcome is None
+    if said is not sight.end and unfinished and joined.start > evidence.ended - ENDING_NS:
+        flow.say("socket", NOT_APPLICABLE, "the recording ended while the connection was being opened")
+        return
     flow.say("socket", said.value, "connection tracking: " + " ".join(tracking.get("states") or ["-"]))
     if flow.witnesses["packets"] != NOT_APPLICABLE and said is not sight.end:
         flow.disagreements.append(f"connection tracking says {said.value}, the packets show {sight.end.value}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A capture as flows, in a process of its own: `python -m lab.observe.packets capture.pcapng > packets.jsonl`.
+"""A capture as flows, in a process of its own: `python -m lab.observe.packets capture.pcapng [UNTIL] > packets.jsonl`.
 
 scapy reads the file here (GPL-2.0-only: nothing else of the lab imports it). One JSON object a line:
 
@@ -10,7 +10,8 @@ tcp       src, sport, dst, dport, start, end, syn_in, syn_out, synack_in, synack
 other     protocol, src, sport, dst, dport, icmp (type/code or null), first, last, packets, incoming, outgoing, error
 capture   packets, ignored (ARP, IPv6, loopback), first, last            always the last line; without it the file is cut
 
-Times are UTC nanoseconds; `frames` are frame numbers of the capture, counted from 1, as Wireshark does.
+Packets later than UNTIL are left out: the capture is the last observer of a run to stop, and what it alone saw can not be
+compared. Times are UTC nanoseconds; `frames` are frame numbers of the capture, counted from 1, as Wireshark does.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ def frames(path: Path) -> Iterator[tuple[int, int, Frame | None]]:
             yield number, ticks * 1_000_000_000 // meta.tsresol, parse(data, meta.linktype, meta.wirelen)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path, until: int | None = None) -> Iterator[dict[str, Any]]:
     """The lines described above, in order of each flow's first frame, the summary last."""
     tracker = Tracker()
     others: dict[tuple[Any, ...], dict[str, Any]] = {}
     count = ignored = 0
     first = last = None
     for number, utc, frame in frames(path):
+        if until is not None and utc > until:
+            continue
         count += 1
         first, last = first or utc, utc
         if frame is None or frame.src.startswith("127."):
@@ -93,12 +96,12 @@ def _other(found: dict[tuple[Any, ...], dict[str, Any]], frame: Frame, utc: int)
 
 
 def main(argv: list[str]) -> int:
-    """`packets FILE.pcapng`: the lines on standard output; 2 when the file can not be read."""
-    if len(argv) != 1:
-        sys.stderr.write("usage: python -m lab.observe.packets FILE.pcapng\n")
+    """`packets FILE.pcapng [UNTIL]`: the lines on standard output; 2 when the file can not be read."""
+    if not 1 <= len(argv) <= 2 or not all(a.isdigit() for a in argv[1:]):
+        sys.stderr.write("usage: python -m lab.observe.packets FILE.pcapng [UNTIL, UTC ns]\n")
         return 2
     try:
-        for line in read(Path(argv[0])):
+        for line in read(Path(argv[0]), int(argv[1]) if argv[1:] else None):
             sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
     except (OSError, ValueError, LinkTypeError) as exc:
         sys.stderr.write(f"{argv[0]}: {exc}\n")

@@ -211,7 +211,7 @@ class RunBuilder:
     def evidence(self, tmp_path: Path) -> Evidence:
         """Through the folder, as a real run; the capture is read in this process to save time."""
         folder = self.write(tmp_path / "run-1")
-        _lines(folder / "packets.jsonl", list(packets.read(folder / "capture.pcapng")))
+        _lines(folder / "packets.jsonl", list(packets.read(folder / "capture.pcapng", utc(self.end))))
         return run_folder.read(folder)
 
     def report(self, tmp_path: Path) -> Report:

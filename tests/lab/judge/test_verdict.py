@@ -362,6 +362,29 @@ def test_connection_cut_by_dropping_says_so(tmp_path: Path) -> None:
     assert report.exit_code == 0 and "cut later: 3 data packets" in flow.symptom and flow.payload_sent == 0
 
 
+def test_run_that_ends_while_data_flows(tmp_path: Path) -> None:
+    run = demo()
+    run.say("nfc-0", 4990, 10, 10)
+    run.say("nfc-0", 5001, 9000, 90_000 // 2)  # after the end: only the capture saw it
+    tracking = run.links["nfc-0"].tracking
+    assert tracking is not None
+    tracking["bytes_reply"] -= 45_000
+    tracking["bytes_orig"] += 900_000  # conntrack was read a little later
+    report = run.report(tmp_path)
+    assert report.inconsistent == []
+    assert next(f for f in report.flows if f.port == 902).payload_sent < 9000
+
+
+def test_run_that_ends_while_a_connection_is_being_opened(tmp_path: Path) -> None:
+    run = demo()
+    link = run.connect("late", 4999.9, "18", "proxy-1", "vcenter", 443, "H4")
+    run.events = [e for e in run.events if not (e["kind"] == "outcome" and e.get("attempt") == "late")]
+    report = run.report(tmp_path)
+    assert report.inconsistent == [] and link.tracking
+    flow = next(f for f in report.flows if f.start == utc(4999.9))
+    assert flow.witnesses["socket"] == "not applicable" and "being opened" in flow.reasons["socket"]
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [((), 0), ((0, 1), 1), ((1, 4), 4), ((4, 3), 3), ((3, 2, 4), 2), ((0, 77), 1)]
 )
