@@ -23,6 +23,7 @@ from engine.errors import VadplabError
 from fakes.core.fabric import FabricUnavailable, connect, listen
 from firewall_rules.errors import RuleError
 from lab.errors import ControlFailed, LabNotRunning, RemoteLabError, exit_status, of_rules
+from lab.realise.folders import LabFolder
 
 MAX_LINE = 1 << 24
 MAX_FDS = 16
@@ -213,7 +214,7 @@ class ControlClient:
         try:
             self._sock = connect(path, timeout)
         except FabricUnavailable as exc:
-            raise LabNotRunning(f"the lab {path.parent.name} does not answer: {exc}") from exc
+            raise _silent(path.parent, exc) from exc
         self._file = self._sock.makefile("rb")
 
     def __enter__(self) -> ControlClient:
@@ -273,6 +274,16 @@ class ControlClient:
         with contextlib.suppress(OSError):
             self._file.close()
             self._sock.close()
+
+
+def _silent(folder: Path, exc: FabricUnavailable) -> LabNotRunning:
+    """The error for a lab whose control socket does not answer: it may be on its way up or down."""
+    lab = LabFolder(folder)
+    if not lab.running():
+        return LabNotRunning(f"the lab {lab.name} does not answer: {exc}")
+    if lab.state().get("phase") == "starting":
+        return LabNotRunning(f"the lab {lab.name} is still coming up", next="Wait until `vadplab up` returns.")
+    return LabNotRunning(f"the lab {lab.name} is going down", next="Wait until `vadplab down` returns.")
 
 
 def call(path: Path, method: str, *, timeout: float | None = 30.0, **params: Any) -> Any:

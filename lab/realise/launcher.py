@@ -183,9 +183,12 @@ class _IdMap:
             _, status = os.waitpid(self._helper, 0)
             if os.waitstatus_to_exitcode(status) == 0:
                 return
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {self._uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {self._gid} 1")
+        own = Path("/proc/self")
+        if not (own / "uid_map").read_text():  # the helper may have come half way
+            (own / "uid_map").write_text(f"0 {self._uid} 1")
+        if not (own / "gid_map").read_text():
+            (own / "setgroups").write_text("deny")
+            (own / "gid_map").write_text(f"0 {self._gid} 1")
 
 
 def subordinate(path: str) -> tuple[int, int] | None:

@@ -81,6 +81,7 @@ class Supervisor:
         self.ending = asyncio.Event()
         self.firewall: Firewall | None = None
         self.facts: dict[str, Any] = {}
+        self._stage = 0
         self._families: dict[str, Controlled] = {}
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._report: Callable[[dict[str, Any]], None] = report
@@ -94,7 +95,11 @@ class Supervisor:
         self._closers.append(closer)
 
     def report(self, text: str, **data: Any) -> None:
-        """Says to whoever waits for `vadplab up` what has just been done."""
+        """Says to whoever waits for `vadplab up` what has just been done.
+
+        It also ends a stage: what was started in one stage is stopped together, and the last stage first.
+        """
+        self._stage += 1
         self._report({"done": text, **data})
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -163,6 +168,7 @@ class Supervisor:
         finally:
             for fd in (nothing, write, errors):
                 os.close(fd)
+        process.stage = self._stage
         self.processes.pump(process, read)
         if ready_timeout is not None:
             await self.processes.ready(process, ready_timeout)
@@ -319,7 +325,7 @@ class Supervisor:
         return {"files": [str(path) for path in sorted((self.lab.host(host) / "log").glob("*.log"))]}
 
     async def close(self) -> None:
-        """Takes the world down in order: closers, then every process, then the namespaces."""
+        """Takes the world down in order: closers, the processes of each stage, last stage first, then the namespaces."""
         self.ending.set()
         for closer in reversed(self._closers):
             try:
@@ -327,8 +333,9 @@ class Supervisor:
                     await closer()
             except Exception:
                 traceback.print_exc()
-        running = [process for process in reversed(self.processes.all) if process.code is None]
-        await asyncio.gather(*(process.terminate(STOP_TIMEOUT) for process in running), return_exceptions=True)
+        for stage in range(self._stage, -1, -1):  # a guest must still find its disk while it ends
+            running = [process for process in self.processes.all if process.code is None and process.stage == stage]
+            await asyncio.gather(*(process.terminate(STOP_TIMEOUT) for process in running), return_exceptions=True)
         self.namespaces.close()
 
 

@@ -173,6 +173,25 @@ def test_interrupted_up_undoes_everything(tmp_path: Path) -> None:
         pass
 
 
+def test_down_during_up(tmp_path: Path) -> None:
+    lab = folders.folder("test", tmp_path)
+    said: list[str] = []
+
+    def take_down(event: dict[str, Any]) -> None:
+        if event["done"] == "hosts":
+            with pytest.raises(LabNotRunning) as caught:
+                call(lab.control_socket, "status")
+            said.append(caught.value.message)
+            lifecycle.down(lab)
+
+    try:
+        lifecycle.up(lab, LAUNCH, progress=take_down)
+    except RemoteLabError as exc:
+        assert exc.fields["code"] == "lab.failed"
+    assert said[0] in ("the lab test is still coming up", "the lab test is going down")
+    assert not lab.running()
+
+
 def test_force_ends_a_stopped_supervisor(tmp_path: Path) -> None:
     with running(tmp_path) as lab:
         remains = Remains(lab)
