@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Who opens the data connection is a parameter: each direction needs exactly its own rule, and never turns by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import harness
+from tests.e2e.harness import Lab
+
+FORWARD, REVERSE = "proxy-to-repository", "repository-to-proxy"
+
+
+@pytest.fixture(scope="module")
+def reverse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab whose policy lets the repository call the proxy, and not the other way round."""
+    home = tmp_path_factory.mktemp("reverse")
+    topology = harness.drill_topology(home)
+    with harness.up(home, "reverse", "--topology", str(topology), "--policy", "reverse-data") as lab:
+        yield lab
+
+
+def assert_data(lab: Lab, direction: str, *, works: bool) -> None:
+    """Runs the job in a direction; the other direction is never tried, and counts nothing."""
+    row, other = ("D1", "D2") if direction == FORWARD else ("D2", "D1")
+    caller, listener = ("proxy-1", "repository-1") if direction == FORWARD else ("repository-1", "proxy-1")
+    document, run = lab.job("--data-direction", direction, code=0 if works else 1)
+    data = run.attempts(row)
+    assert data
+    assert {(f["initiator"], f["responder"]) for f in data} == {(caller, listener)}
+    assert all(2500 <= f["port"] <= 3300 for f in data)
+    assert run.attempts(other) == []
+    back = (lab.address(listener), lab.address(caller))
+    assert not [syn for syn in run.first_syns() if syn[:2] == back], "a connection went the other way"
+    rules = {rule["rule"]: rule for rule in lab.done("firewall", "show")["rules"]}
+    if other in rules:
+        assert run.counted(other) == 0
+    if works:
+        assert document["result"] == "success"
+        assert {(f["verdict"], f["rule"]) for f in data} == {("allowed", row)}
+        assert len(data) == 3, "one data connection a task"
+        # The bytes of the backup went over it, from the proxy.
+        sent = sum(f["payload_sent" if direction == FORWARD else "payload_received"] for f in data)
+        assert sent > sum(t["moved"]["sent"] for vm in document["vms"] for t in vm["tasks"])
+        return
+    error = document["error"]
+    assert (error["code"], error["step"]) == ("connect.timed-out", "7")
+    assert (error["host"], error["target"]) == (caller, listener)
+    assert {f["verdict"] for f in data} == {"timed out"}
+    assert {f["predicted"] for f in data} == {"timed out"}
+    assert document["restore_points"] == []
+    assert run.gateway() == [], "step 7 comes before vCenter is asked for anything"
+
+
+def test_the_default_policy_carries_the_default_direction_alone(drill: Lab) -> None:
+    assert_data(drill, FORWARD, works=True)
+    assert_data(drill, REVERSE, works=False)
+
+
+def test_the_reverse_policy_carries_the_reverse_direction_alone(reverse: Lab) -> None:
+    assert_data(reverse, REVERSE, works=True)
+    assert_data(reverse, FORWARD, works=False)
+
+
+def test_one_live_rule_turns_it(drill: Lab) -> None:
+    drill.done("firewall", "block", "D1")
+    opened = drill.done("firewall", "allow", "D2")
+    assert opened["overlay"]["row"] == "D2"
+    document, run = drill.job("--data-direction", REVERSE, code=0)
+    assert document["result"] == "success"
+    assert {f["rule"] for f in run.attempts("D2")} == {opened["overlay"]["id"]}
+
+
+def test_a_restored_disk_of_a_reversed_run_is_the_truth(reverse: Lab, tmp_path: Path) -> None:
+    document, _ = reverse.job("--data-direction", REVERSE, code=0)
+    point = next(p for p in document["restore_points"] if p["vm"] == "files-vm")
+    argv = ("restore", point["point"], "--vm", "files-vm", "--disk", "2", "--to", str(tmp_path / "d.img"), "--compare")
+    assert reverse.done(*argv)["comparison"]["equal"]
