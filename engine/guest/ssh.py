@@ -81,11 +81,11 @@ class SshChannel:
         elif self._attempt is not None:
             self._dialer.events.use(self._attempt, step="16")
         try:
-            result = await self._script("post-thaw", "16")
+            result = await self._post_thaw()
         except SshFailed:
             await self._drop()
             await self._connect("16")
-            result = await self._script("post-thaw", "16")
+            result = await self._post_thaw()
         await self._end_watchdog()
         return result
 
@@ -101,11 +101,16 @@ class SshChannel:
         try:
             if (await self._run(f"test -x {self._folder}/post-thaw", "16")).exit_status != 0:
                 return False
-            await self._script("post-thaw", "16")
+            await self._post_thaw()
             await self._end_watchdog()
             return True
         finally:
             await self.close()
+
+    async def _post_thaw(self) -> ScriptResult:
+        """A pre-freeze script that still runs could freeze after the thaw: it ends first."""
+        await self._end_script("pre-freeze", "16")
+        return await self._script("post-thaw", "16")
 
     async def _connect(self, step: str) -> None:
         where = self._where(step)
@@ -167,12 +172,12 @@ class SshChannel:
     async def _script(self, name: str, step: str) -> ScriptResult:
         start = time.monotonic()
         pid = f"{self._folder}/{name}.pid"
-        command = f"cd / && echo $$ > {pid} && exec {self._runs(name)}"
+        command = f"cd / && echo $$ > {pid} && {self._runs(name)}; r=$?; rm -f {pid}; exit $r"
         try:
             done = await self._run(command, step, timeout=self._scripts.timeout, script=name)
-        except ScriptTimedOut:
-            with contextlib.suppress(VadplabError):  # an SSH server leaves a command running when its client gives up
-                await self._run(f'kill "$(cat {pid})"', step)
+        except (ScriptTimedOut, asyncio.CancelledError):
+            with contextlib.suppress(VadplabError):
+                await self._end_script(name, step)
             raise
         result = ScriptResult(
             name,
@@ -185,6 +190,14 @@ class SshChannel:
             why = f"exit code {result.exit_code}" if result.exit_code else "it wrote to standard error"
             raise ScriptFailed(f"{self._target}: {name} script failed: {why}", **self._where(step))
         return result
+
+    async def _end_script(self, name: str, step: str) -> None:
+        """Ends a script that still runs and waits for its end: an SSH server leaves it running when its client gives up."""
+        await self._run(
+            f"p=$(cat {self._folder}/{name}.pid 2>/dev/null) || exit 0; kill -TERM -- -$p;"
+            " for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 -- -$p 2>/dev/null || exit 0; sleep 0.2; done; kill -KILL -- -$p",
+            step,
+        )
 
     def _runs(self, name: str) -> str:
         """The command that runs an uploaded script: by its interpreter, since /run is often mounted noexec."""

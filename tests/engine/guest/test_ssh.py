@@ -29,6 +29,7 @@ from engine.guest.errors import (
     SshFailed,
 )
 from engine.guest.ssh import Account, SshChannel, interpreter
+from tests.engine.waiting import until
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")
 pytestmark = [
@@ -142,14 +143,41 @@ def test_script_failures_are_told_apart(guest: Guest) -> None:
                 await ssh.freeze()
             assert (caught.value.step, caught.value.target) == ("13", "linux-vm")
             if kind is ScriptTimedOut:
-                pid = int((folder / "pre-freeze.pid").read_text())
                 with pytest.raises(ProcessLookupError):
-                    for _ in range(300):
-                        os.kill(pid, 0)
-                        await asyncio.sleep(0.01)
+                    os.killpg(int((folder / "pre-freeze.pid").read_text()), 0)
             await ssh.thaw()
             await ssh.close()
             assert not folder.exists()
+
+    asyncio.run(main())
+
+
+def test_script_that_still_runs_ends_before_the_thaw(guest: Guest) -> None:
+    """The engine gives up in the middle of a freeze (stopped, or dead): the script may not freeze after the thaw."""
+    log = guest.folder / "log"
+    pre = f"#!/bin/sh\ntrap 'echo undone >> {log}; exit 1' TERM\necho begun >> {log}\nsleep 30 & wait\necho frozen >> {log}\n"
+
+    async def main() -> None:
+        for way in ("stopped", "dead"):
+            log.unlink(missing_ok=True)
+            ssh, folder = channel(guest, pre, f"#!/bin/sh\necho thawed >> {log}\n")
+            await ssh.prepare()
+            freezing = asyncio.create_task(ssh.freeze())
+            await until(log.exists)
+            if way == "dead":
+                await ssh._drop()
+                with pytest.raises(VadplabError):
+                    await freezing
+                leftover, _ = channel(guest, "", "")
+                leftover._folder = str(folder)
+                assert await leftover.thaw_leftover() is True
+            else:
+                freezing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await freezing
+                await ssh.thaw()
+                await ssh.close()
+            assert log.read_text() == "begun\nundone\nthawed\n"
 
     asyncio.run(main())
 
