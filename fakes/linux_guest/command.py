@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="without real root: a prepared image instead of a mounted disk (default: when needed)",
     )
-    parser.add_argument("--interval", type=float, default=0.02, help="seconds between two bookings of the workload")
+    parser.add_argument("--interval", type=float, default=0.05, help="seconds between two bookings of the workload")
     return parser
 
 
