@@ -42,6 +42,9 @@ class Rulebook(Protocol):
     def row_of(self, rule: str) -> str | None:
         """The row that a rule stands for."""
 
+    def rule_of_mark(self, mark: int) -> str | None:
+        """The rule that sets this connection mark; None when none does."""
+
     def rows_of_all_rules(self) -> list[tuple[str, str | None]]:
         """Every rule id with its row."""
 

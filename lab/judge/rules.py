@@ -10,6 +10,7 @@ from firewall_rules.evaluate import VERDICT_OF, evaluate
 from firewall_rules.lint import lint
 from firewall_rules.model import DEFAULT_RULE, INVALID_RULE, STRAY_RULE, Addresses, Matrix, Policy
 from firewall_rules.overlay import Overlay
+from firewall_rules.render.base import marks
 from firewall_rules.verdict import Verdict
 from lab.judge.evidence import Prediction
 
@@ -73,6 +74,10 @@ class PolicyBook:
         """The row that a rule or an overlay stands for."""
         known = self.policy.rule(rule) or self._overlay(rule)
         return known.row if known else None
+
+    def rule_of_mark(self, mark: int) -> str | None:
+        """The rule of the policy, or the live change, that lets connections through with this mark."""
+        return marks(self.policy, [o for change in self.changes for o in change.overlays]).get(mark)
 
     def rows_of_all_rules(self) -> list[tuple[str, str | None]]:
         """Rules of the policy, then every overlay that was in force at some time."""

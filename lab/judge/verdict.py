@@ -320,6 +320,9 @@ def _socket(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None
     if said is not sight.end and unfinished and joined.start > evidence.ended - ENDING_NS:
         flow.say("socket", NOT_APPLICABLE, "the recording ended while the connection was being opened")
         return
+    marked = evidence.rules.rule_of_mark(int(tracking["mark"])) if tracking.get("mark") else None
+    if marked and joined.log and marked != flow.rule:
+        flow.disagreements.append(f"the connection carries the mark of rule {marked}, the log names {flow.rule}")
     flow.say("socket", said.value, "connection tracking: " + " ".join(tracking.get("states") or ["-"]))
     if flow.witnesses["packets"] != NOT_APPLICABLE and said is not sight.end:
         flow.disagreements.append(f"connection tracking says {said.value}, the packets show {sight.end.value}")

@@ -17,6 +17,7 @@ import yaml
 
 from firewall_rules.load import load_policy
 from firewall_rules.model import Policy
+from firewall_rules.render.base import marks
 from lab.judge import folder as run_folder
 from lab.judge.evidence import Evidence
 from lab.judge.report import Report, build
@@ -129,7 +130,7 @@ class RunBuilder:
             ends = {"proto": "tcp", "src": IP[src], "dst": IP[dst], "sport": self._port, "dport": port}
             record = {
                 **ends,
-                "mark": 1,
+                "mark": self._mark(rule),
                 "state": states[-1],
                 "states": states,
                 "history": pairs,
@@ -140,6 +141,10 @@ class RunBuilder:
             self.tracking.append(record)
         self.links[name] = Link(name, talk, step, task, record)
         return self.links[name]
+
+    def _mark(self, rule: str) -> int | None:
+        """The connection mark that the firewall would set for this rule."""
+        return {name: mark for mark, name in marks(self.policy).items()}.get(rule)
 
     def record(self, at: float, rule: str, src: str, sport: int, dst: str, dport: int) -> dict[str, Any]:
         """One record of the firewall's log."""

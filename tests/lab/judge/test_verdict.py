@@ -205,6 +205,14 @@ def test_socket_disagrees(tmp_path: Path) -> None:
     expect_inconsistent(run, tmp_path, "connection tracking says refused")
 
 
+def test_mark_of_another_rule(tmp_path: Path) -> None:
+    run = demo()
+    first, second = run.links["nfc-0"].tracking, run.links["api-0"].tracking
+    assert first is not None and second is not None
+    first["mark"] = second["mark"]
+    expect_inconsistent(run, tmp_path, "carries the mark of rule H4, the log names H5")
+
+
 def test_socket_without_record(tmp_path: Path) -> None:
     run = demo()
     run.tracking.remove(run.links["nfc-0"].tracking or {})
