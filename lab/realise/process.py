@@ -210,6 +210,10 @@ class Processes:
                 for started, process in self._starting.values():
                     started.set_exception(ProcessFailed(f"{_place(process)}: the zygote has ended", host=process.host))
                 self._starting.clear()
+                for process in self._running.values():  # each dies with the zygote, by its death signal
+                    if not process.ended.done():
+                        process.ended.set_result(128 + signal.SIGKILL)
+                self._running.clear()
                 return
             self._handle(json.loads(data))
 

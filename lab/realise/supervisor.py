@@ -34,16 +34,17 @@ from lab.realise.outside import Outside
 from lab.realise.process import READY_TIMEOUT, Process, Processes
 from lab.topology import Topology, load
 
+# In the order in which they are needed; each is where the daemon's heavy imports are.
 ZYGOTE_IMPORTS = (
     "asyncio",
-    "ssl",
-    "engine.service",
-    "engine.transport",
-    "engine.console",
     "fakes.storage",
-    "fakes.vcenter",
-    "fakes.esxi",
-    "fakes.linux_guest",
+    "fakes.esxi.command",
+    "fakes.esxi.hostview",
+    "fakes.vcenter.cli",
+    "fakes.linux_guest.command",
+    "engine.transport.__main__",
+    "engine.service.__main__",
+    "engine.console.__main__",
 )
 STOP_TIMEOUT = 8.0
 

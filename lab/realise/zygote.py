@@ -52,27 +52,26 @@ def start(preload: Sequence[str]) -> tuple[int, socket.socket]:
         kernel.name_process("zygote")
         kernel.become_subreaper()
         kernel.close_all_but({theirs.fileno()})
+        kernel.fresh_streams()
         ours.detach()
-        _preload(preload)
-        code = _serve(theirs)
+        code = _serve(theirs, list(preload))
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _preload(modules: Sequence[str]) -> None:
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except Exception:  # the spawn that needs it will say so to whoever asked
-            print(f"zygote: cannot import {name} ahead of time", file=sys.stderr)
-            traceback.print_exc()
+def _preload(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit):  # the spawn that needs it will say so to whoever asked
+        print(f"zygote: cannot import {name} ahead of time", file=sys.stderr)
+        traceback.print_exc()
     sys.stderr.flush()
-    gc.freeze()
 
 
-def _serve(sock: socket.socket) -> int:
+def _serve(sock: socket.socket, preload: list[str]) -> int:
+    """Answers requests; while none is waiting it imports one of `preload` at a time."""
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -82,7 +81,12 @@ def _serve(sock: socket.socket) -> int:
     poll.register(sock, select.POLLIN)
     poll.register(wake_read, select.POLLIN)
     while True:
-        for fd, _ in poll.poll():
+        events = poll.poll(0 if preload else None)
+        if not events and preload:
+            _preload(preload.pop(0))
+            if not preload:
+                gc.freeze()
+        for fd, _ in events:
             if fd == wake_read:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
