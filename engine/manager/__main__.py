@@ -35,19 +35,21 @@ def main(argv: list[str]) -> int:
 
 
 async def manage(path: Path, session: str, address: str, port: int) -> int:
-    """Connects to the Backup Service, performs the sequence, delivers the result document."""
+    """Performs the sequence, then delivers its result document to the Backup Service."""
     config = configuration.load(path)
     identity = config.make_identity()
     events = config.event_log("manager", session=session)
-    dialer = config.dialer(events)
-    connection = await dialer.dial(address, port, step="3", name=config.name)
-    client = await Client.open(connection, identity, expect=config.name, events=events)
-    service = ServiceLink(client, session)
+
+    async def connect() -> Client:
+        connection = await config.dialer(events).dial(address, port, step="3", name=config.name)
+        return await Client.open(connection, identity, expect=config.name, events=events)
+
+    service = ServiceLink(connect, session)
     try:
-        ready({"session": session})
         sequence = BackupSequence(session, RealPeers(config, identity, events, session, service), events)
         job = asyncio.create_task(sequence.run())
         stop_once(job)
+        ready({"session": session})
         result = await job
         await service.result(result)
     finally:

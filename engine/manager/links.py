@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from engine.config import EngineConfig
@@ -14,6 +15,7 @@ from engine.guest.ssh import Account, SshChannel
 from engine.manager.peers import Progress
 from engine.processes import READY_DEADLINE, in_thread
 from engine.rpc.client import CALL_DEADLINE, Client
+from engine.rpc.frames import WireClosed
 from engine.rpc.identity import Identity
 from engine.vsphere import Snapshot, VmInfo, VSphere
 
@@ -23,16 +25,25 @@ MARGIN = 30.0
 
 
 class ServiceLink:
-    """The Backup Service over loopback. Progress is sent in batches, in order, by one pump."""
+    """The Backup Service over loopback; `job` connects (step 3). Progress is sent in batches, in order, by one pump."""
 
-    def __init__(self, client: Client, session: str) -> None:
-        self._client = client
+    def __init__(self, connect: Callable[[], Awaitable[Client]], session: str) -> None:
+        self._connect = connect
+        self._opened: Client | None = None
         self._session = session
         self._waiting: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
-        self._pump = asyncio.create_task(self._send_progress())
+        self._pump: asyncio.Task[None] | None = None
+
+    @property
+    def _client(self) -> Client:
+        if self._opened is None:
+            raise WireClosed("there is no connection to the Backup Service")
+        return self._opened
 
     async def job(self) -> dict[str, Any]:
+        self._opened = await self._connect()
+        self._pump = asyncio.create_task(self._send_progress())
         found: dict[str, Any] = await self._client.call("manager.job", session=self._session)
         return found
 
@@ -59,16 +70,19 @@ class ServiceLink:
 
     async def result(self, document: dict[str, Any]) -> None:
         """The run's result document; all progress is sent before it."""
-        self._pump.cancel()
-        await asyncio.gather(self._pump, return_exceptions=True)
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
         if self._waiting:
             await self._client.call("manager.progress", session=self._session, items=self._waiting)
         await self._client.call("manager.result", session=self._session, document=document)
 
     async def close(self) -> None:
         """Ends the connection."""
-        self._pump.cancel()
-        await self._client.close()
+        if self._pump is not None:
+            self._pump.cancel()
+        if self._opened is not None:
+            await self._opened.close()
 
     async def _send_progress(self) -> None:
         while True:
