@@ -407,7 +407,7 @@ class BackupSequence(Run):
             reading, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
         )
         task.stored = await task.target.call(
-            "target.commit", step="21", deadline=STORE_DEADLINE, root=task.moved.get("root")
+            "target.commit", step="21", deadline=None, idle=STORE_DEADLINE, root=task.moved.get("root")
         )
 
     # 6  commit
