@@ -28,7 +28,7 @@ from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError, serve
 from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
-from fakes.vcenter import builder, devices, guard, simulator, soap, tasks
+from fakes.vcenter import builder, devices, guard, reports, simulator, soap, tasks
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
 from fakes.vcenter.collectors import Collectors
@@ -37,6 +37,7 @@ from fakes.vcenter.http import Headers, Reply, Request
 from fakes.vcenter.journal import Journal
 from fakes.vcenter.keeper import Keeper, NotReady
 from fakes.vcenter.nfc import VERSIONS, NfcService
+from fakes.vcenter.passing import pass_on
 from fakes.vcenter.sanitise import Sanitiser
 from fakes.vcenter.server import HttpsServer
 from fakes.vcenter.snapshots import Snapshots
@@ -48,12 +49,9 @@ from fakes.vcenter.world import Running, World
 _log = logging.getLogger(__name__)
 _FAULT = re.compile(rb"<\w+Fault(?:\s[^>]*)?\sxsi:type=\"(\w+)\"")
 _SOAP_PATHS = ("/sdk", "/sdk/vimService")
-FAMILY_NAMES = builder.FAMILIES  # a guest may report `linux` or `linuxGuest`
 API_VERSION = "8.0.3.0"
 ATTACHED_STUBS = "/tmp"  # the one folder that a container made from nothing has; VMs' folders are apart in it
 READY_DEADLINE = 30.0
-TRANSFER_DEADLINE = 3600.0
-STALLED = 300.0  # seconds that a client may leave a part of a body untaken
 
 
 @dataclass
@@ -257,9 +255,9 @@ class Gateway:
                 vm_now = vm.model_copy(update={"power": "on" if on else "off"})
                 reference = await builder.build_vm(world.admin, world.places, vm_now)
                 await devices.remember_stubs(world, self._datacenter(), vm)
-                await devices.assign(world, reference, guest_defaults(vm))
+                await devices.assign(world, reference, reports.guest_defaults(vm))
                 if vm.name in self._reports:
-                    await devices.assign(world, reference, guest_report(vm, self._reports[vm.name]))
+                    await devices.assign(world, reference, reports.guest_report(vm, self._reports[vm.name]))
                 if self.storage is not None and state is not None:
                     if state.power_on != on and self.settings.view == "vcenter":
                         await self.storage.power(vm, on)
@@ -308,7 +306,7 @@ class Gateway:
             try:
                 if method == "tools.report":
                     self._reports[vm.name] = params
-                    await devices.assign(world, reference, guest_report(vm, params))
+                    await devices.assign(world, reference, reports.guest_report(vm, params))
                 else:
                     await self._set_power(world, vm, reference, bool(params["on"]))
             except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
@@ -322,7 +320,7 @@ class Gateway:
             await world.admin.finished(task)
         if not on:
             self._reports.pop(vm.name, None)
-            await devices.assign(world, reference, guest_defaults(vm))
+            await devices.assign(world, reference, reports.guest_defaults(vm))
         if self.storage is not None:
             await self.storage.power(vm, on)
 
@@ -347,7 +345,7 @@ class Gateway:
                     return Reply.text(501, f"{request.method} is not offered here")
                 if path.startswith("/folder") and (text := await self._stored_file(request, path)) is not None:
                     return Reply(200, Headers([("Content-Type", "application/octet-stream")]), text)
-            return await self._pass(world, request)
+            return await pass_on(world.upstream, request, self.spawn)
         except NotReady as exc:
             return Reply.text(503, str(exc), ("Retry-After", "2"))
         except UpstreamGone as exc:
@@ -379,33 +377,6 @@ class Gateway:
         except FabricError as exc:
             _log.warning("%s: %s", request.path, exc)
             return None
-
-    async def _pass(self, world: World, request: Request) -> Reply:
-        """Passes a request that is not SOAP; both bodies are streamed."""
-        ready: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        parts: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=4)
-        has_body = not request.body.done
-
-        async def move() -> None:
-            try:
-                body = request.body if has_body else b""
-                async with world.upstream.exchange(
-                    request.method, request.target, request.headers, body, TRANSFER_DEADLINE
-                ) as (status, headers, stream):
-                    told = headers.get("content-length")
-                    length = int(told) if told and told.isdigit() else (0 if stream.done else None)
-                    ready.set_result(Reply(status, headers, _taken(parts), length=length))
-                    async for part in stream:
-                        await asyncio.wait_for(parts.put(part), STALLED)
-                    await parts.put(None)
-            except BaseException as exc:
-                if not ready.done():
-                    ready.set_exception(exc)
-                else:
-                    await parts.put(exc)
-
-        self.spawn(move())
-        return await ready
 
     async def _soap(self, request: Request) -> Reply:
         raw = await request.body.read(soap.MAX_REQUEST)
@@ -524,72 +495,6 @@ class Gateway:
             lock.release()
 
 
-def guest_defaults(vm: VirtualMachine) -> dict[str, Any]:
-    """What a VM shows of its guest before its Tools have reported."""
-    family = builder.FAMILIES[vm.os]
-    return {
-        "guest.toolsStatus": "toolsNotRunning",
-        "guest.toolsVersionStatus2": "guestToolsUnmanaged",
-        "guest.toolsRunningStatus": "guestToolsNotRunning",
-        "guest.guestState": "notRunning",
-        "guest.guestFamily": family,
-        "guest.guestOperationsReady": False,
-        "summary.guest.toolsStatus": "toolsNotRunning",
-        "summary.guest.toolsRunningStatus": "guestToolsNotRunning",
-    }
-
-
-def guest_report(vm: VirtualMachine, report: dict[str, Any]) -> dict[str, Any]:
-    """What a VM shows after its Tools said `{running, hostname, addresses, family, full_name}`."""
-    if not report.get("running"):
-        return guest_defaults(vm)
-    addresses = [str(address) for address in report.get("addresses") or []]
-    family = str(report.get("family") or builder.FAMILIES[vm.os])
-    values: dict[str, Any] = {
-        "guest.toolsStatus": "toolsOk",
-        "guest.toolsVersionStatus2": "guestToolsUnmanaged",
-        "guest.toolsRunningStatus": "guestToolsRunning",
-        "guest.guestState": "running",
-        "guest.guestFamily": FAMILY_NAMES.get(family, family),
-        "guest.guestFullName": str(report.get("full_name") or ""),
-        "guest.hostName": str(report.get("hostname") or ""),
-        "guest.guestOperationsReady": False,
-        "guest.toolsVersion": "12352",
-        "summary.guest.toolsStatus": "toolsOk",
-        "summary.guest.toolsRunningStatus": "guestToolsRunning",
-        "guest.net": vim.vm.GuestInfo.NicInfo.Array(
-            [
-                vim.vm.GuestInfo.NicInfo(
-                    network="VM Network",
-                    ipAddress=addresses,
-                    macAddress=builder.mac_address(vm),
-                    connected=True,
-                    deviceConfigId=4000,
-                    ipConfig=vim.net.IpConfigInfo(
-                        ipAddress=[
-                            vim.net.IpConfigInfo.IpAddress(ipAddress=a, prefixLength=24, state="preferred")
-                            for a in addresses
-                        ]
-                    ),
-                )
-            ]
-            if addresses
-            else []
-        ),
-    }
-    if addresses:
-        values["guest.ipAddress"] = addresses[0]
-        values["summary.guest.ipAddress"] = addresses[0]
-    return values
-
-
 async def _run(work: Awaitable[None]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await work
-
-
-async def _taken(parts: asyncio.Queue[bytes | BaseException | None]) -> Any:
-    while (part := await parts.get()) is not None:
-        if isinstance(part, BaseException):
-            raise ConnectionResetError(str(part))
-        yield part
