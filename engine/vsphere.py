@@ -31,7 +31,8 @@ from engine.errors import AuthenticationFailed, ConnectTimedOut, ThumbprintMisma
 from engine.rpc.tuning import tune
 
 CALL_TIMEOUT = 20.0
-TASK_POLL = 0.2
+TASK_POLL = (0.02, 0.5)
+"""Seconds between looks at a task: the first pause, and the longest; each is twice the one before."""
 FALLBACK_VERSION = "vim.version.v8_0_3_0"
 
 T = TypeVar("T")
@@ -315,6 +316,7 @@ class VSphere:
     def wait(self, task: Any, *, step: str, timeout: float) -> Any:
         """Waits for a vSphere task and gives its result. Raises VSphereFault (the task's error), TaskTimedOut."""
         end = time.monotonic() + timeout
+        pause, longest = TASK_POLL
         while True:
             info = self.call(lambda: task.info, step=step)
             if info.state == vim.TaskInfo.State.success:
@@ -323,7 +325,8 @@ class VSphere:
                 raise self._fault(info.error, step)
             if time.monotonic() > end:
                 raise TaskTimedOut(f"{self.name}: {info.descriptionId or 'task'} did not end", **self.where(step))
-            time.sleep(TASK_POLL)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
 
     def where(self, step: str | None = None) -> dict[str, Any]:
         """The place of an error: step, host, target, port."""
