@@ -29,7 +29,7 @@ from typing import Any
 
 from engine.errors import VadplabError
 from lab.errors import PowerMissing, exit_status
-from lab.realise import kernel, outside, supervisor
+from lab.realise import kernel, live, outside
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
 from lab.topology import load
@@ -125,7 +125,7 @@ def _inside(lab: LabFolder, launch: Launch, report: int, go: int, to_outside: An
             os._exit(1)
         os.close(go)
         kernel.unshare(kernel.CLONE_NEWNS)
-        code = supervisor.run(lab, launch, report, to_outside, mode)
+        code = live.run(lab, launch, report, to_outside, mode)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -2,50 +2,34 @@
 """The supervisor: pid 1 of the lab's pid namespace. It owns namespaces, links and processes, and answers the control socket.
 
 When it ends, for whatever reason, the kernel ends every process of the lab and frees every namespace, link and mount.
-Launcher and supervisor are one program (`lab.realise.launcher`); this module is what runs inside.
+`lab.realise.live` runs it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import socket
-import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.errors import InputError, VadplabError
+from engine.errors import InputError
 from fakes.core import fabric
-from firewall_rules.errors import RuleError
-from lab.errors import ControlFailed, HostUnknown, LabFailed, ProcessFailed, exit_status, of_rules
-from lab.realise import kernel, mounts, zygote
-from lab.realise.control import ControlServer, Request
+from lab.errors import ControlFailed, HostUnknown, ProcessFailed
+from lab.realise import mounts
+from lab.realise.control import Request
 from lab.realise.firewall import Firewall
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
 from lab.realise.netns import Namespaces
 from lab.realise.outside import Outside
 from lab.realise.process import READY_TIMEOUT, Process, Processes
-from lab.topology import Topology, load
+from lab.topology import Topology
 
-# In the order in which they are needed; each is where the daemon's heavy imports are.
-ZYGOTE_IMPORTS = (
-    "asyncio",
-    "fakes.storage",
-    "fakes.esxi.command",
-    "fakes.esxi.hostview",
-    "fakes.vcenter.cli",
-    "fakes.linux_guest.command",
-    "engine.transport.__main__",
-    "engine.service.__main__",
-    "engine.console.__main__",
-)
 STOP_TIMEOUT = 8.0
 
 
@@ -343,79 +327,3 @@ class Supervisor:
 async def _pass_signals(request: Request, process: Process) -> None:
     while True:
         process.kill_group(await request.signals.get())
-
-
-def run(lab: LabFolder, launch: Launch, report: int, outside: socket.socket, mode: str) -> int:
-    """Runs the supervisor in the process that the launcher forked; returns its exit code."""
-
-    def say(document: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            os.write(report, json.dumps(document, default=str).encode() + b"\n")
-
-    code = 1
-    try:
-        topology = load(launch.topology)
-        mounts.enter([lab.path, Path(launch.cwd)], topology.addresses())
-        kernel.unshare(kernel.CLONE_NEWNET)
-        kernel.name_process("vadplab-lab")
-        _, sock = zygote.start(ZYGOTE_IMPORTS if launch.world else ())
-        code = asyncio.run(_live(lab, launch, topology, sock, outside, mode, say, report))
-    except VadplabError as exc:
-        print(f"supervisor: {exc}", file=sys.stderr)
-        say({"error": {**exc.to_dict(), "exit_code": exit_status(exc)}})
-    except RuleError as exc:
-        refusal = of_rules(exc)
-        say({"error": {**refusal.to_dict(), "exit_code": refusal.exit_status}})
-    except Exception as exc:
-        traceback.print_exc()
-        error = LabFailed(f"{type(exc).__name__}: {exc}; see {lab.supervisor_log}")
-        say({"error": {**error.to_dict(), "exit_code": error.exit_code}})
-    return code
-
-
-async def _live(
-    lab: LabFolder,
-    launch: Launch,
-    topology: Topology,
-    sock: socket.socket,
-    outside: socket.socket,
-    mode: str,
-    say: Callable[[dict[str, Any]], None],
-    report: int,
-) -> int:
-    from lab.realise.world import start_world
-
-    supervisor = Supervisor(lab, launch, topology, Processes(sock), Outside(outside), mode, say)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, supervisor.ending.set)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())  # the launcher blocked them: pid 1 would have lost them
-    control: ControlServer | None = None
-    try:
-        starting = asyncio.ensure_future(start_world(supervisor))
-        watched: set[asyncio.Future[Any]] = {
-            starting,
-            asyncio.ensure_future(supervisor.ending.wait()),
-            supervisor.processes.zygote_ended,
-        }
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-            raise LabFailed(f"the start was interrupted; see {lab.supervisor_log}")
-        await starting
-        control = ControlServer(lab.control_socket, supervisor.handle)
-        lab.write_state(phase="up", **supervisor.facts)
-        say({"ready": supervisor.status()})
-        os.close(report)
-        ending: asyncio.Future[Any] = asyncio.ensure_future(supervisor.ending.wait())
-        await asyncio.wait({ending, supervisor.processes.zygote_ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
-            print("supervisor: the zygote has ended; so does the lab", file=sys.stderr)
-            return 1
-        return 0
-    finally:
-        lab.control_socket.unlink(missing_ok=True)
-        if control is not None:
-            await control.close()
-        await supervisor.close()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 from lab.realise.folders import LabFolder
 from lab.realise.launch import Launch
+from lab.realise.live import Reporter
 from lab.realise.supervisor import Supervisor
 from lab.topology import find, load
 
@@ -71,3 +73,18 @@ def test_launch_survives_its_journey() -> None:
     launch = Launch(Path("/t.yaml"), policy=Path("/p.yaml"), vcsim="go", capture="full", world=False, options={"a": 1})
     assert Launch.from_json(launch.to_json()) == launch
     assert Launch.from_json(Launch(Path("/t")).to_json()) == Launch(Path("/t"))
+
+
+def test_reporter_is_silent_once_closed(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    say = Reporter(write)
+    say({"done": "links"})
+    say.close()
+    reused = os.open(tmp_path / "innocent", os.O_WRONLY | os.O_CREAT)
+    assert reused == write  # the number belongs to somebody else now
+    say({"done": "late"})
+    say.close()
+    os.close(reused)
+    assert os.read(read, 100) == b'{"done": "links"}\n'
+    os.close(read)
+    assert (tmp_path / "innocent").read_text() == ""
