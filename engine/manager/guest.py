@@ -73,9 +73,9 @@ class GuestRun:
         assert self.channel is not None and self._scripts is not None
         self.needs_thaw = True
         self.thaws_itself_at = asyncio.get_running_loop().time() + self._scripts.thaw_after + MARGIN
-        await self.channel.freeze()
+        result = await self.channel.freeze()
         self._run.scripts = "ran"
-        self._run.consistency = "file-system"
+        self._run.consistency = "crash" if result.froze_nothing else "file-system"
 
     async def thaw(self) -> None:
         """Step 16."""

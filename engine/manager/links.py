@@ -34,6 +34,7 @@ class ServiceLink:
         self._waiting: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._ending = False
 
     @property
     def _client(self) -> Client:
@@ -70,11 +71,10 @@ class ServiceLink:
 
     async def result(self, document: dict[str, Any]) -> None:
         """The run's result document; all progress is sent before it."""
+        self._ending = True
+        self._wake.set()
         if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
-        if self._waiting:
-            await self._client.call("manager.progress", session=self._session, items=self._waiting)
+            await asyncio.wait([self._pump], timeout=MARGIN)
         await self._client.call("manager.result", session=self._session, document=document)
 
     async def close(self) -> None:
@@ -85,13 +85,14 @@ class ServiceLink:
             await self._opened.close()
 
     async def _send_progress(self) -> None:
-        while True:
+        while self._waiting or not self._ending:
             await self._wake.wait()
             self._wake.clear()
-            items = list(self._waiting)
+            items, self._waiting = self._waiting, []
             if items:
-                await asyncio.shield(self._client.call("manager.progress", session=self._session, items=items))
-                self._waiting = [w for w in self._waiting if not any(w is i for i in items)]
+                await self._client.call("manager.progress", session=self._session, items=items)
+            if self._ending:
+                self._wake.set()
 
 
 class TransportLink:
