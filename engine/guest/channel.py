@@ -47,6 +47,11 @@ class ScriptResult:
     errors: str
     seconds: float
 
+    @property
+    def froze_nothing(self) -> bool:
+        """Whether a pre-freeze script said `frozen: nothing`: the guest has no file system that can be frozen."""
+        return any(line.strip() == "frozen: nothing" for line in self.output.splitlines())
+
 
 class GuestChannel(Protocol):
     """A way into one guest. Every method raises errors of the catalogue and has a deadline."""
