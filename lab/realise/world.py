@@ -41,6 +41,7 @@ async def start_world(supervisor: Supervisor) -> None:
     await asyncio.to_thread(netns.plug, links, supervisor.namespaces, plan.router)
     supervisor.report("links", count=len(links), ms=_ms(begun))
     if supervisor.launch.world:
+        supervisor.facts["vcsim"] = supervisor.launch.vcsim
         recorder = start_recorder(supervisor)
         await daemons.start(supervisor)
         await daemons.first_rescan(supervisor, recorder)

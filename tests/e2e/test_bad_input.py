@@ -188,7 +188,7 @@ def test_wrong_names_in_a_running_lab(drill: Lab, tmp_path: Path) -> None:
     assert drill("job", "show", "nightly").code == BAD
     assert_error(drill("firewall", "block", "H99"), "firewall.target", BAD, "H99")
     assert_error(drill("firewall", "block", "proxy-9", "esxi-1", "902"), "firewall.target", BAD, "proxy-9")
-    assert_error(drill("firewall", "block", "proxy-1", "esxi-1", "99999"), "rules.ports", BAD, "99999")
+    assert_error(drill("firewall", "block", "proxy-1", "esxi-1", "99999"), "firewall.target", BAD, "99999")
     assert_error(drill("firewall", "allow", "proxy-1", "esxi-1"), "firewall.request", BAD)
     assert drill.done("firewall", "reset")["removed"] == []
     assert_error(drill("logs", "proxy-9"), "lab.host-unknown", BAD, "proxy-9", "proxy-1")
