@@ -33,7 +33,7 @@ class Interrupted(VadplabError):
 class TargetExists(InputError):
     """The file to restore to exists, or its folder does not."""
 
-    code = "restore.target"
+    code = "restore.target-exists"
     advice = "Name a new file in a folder that exists; nothing was overwritten."
 
 

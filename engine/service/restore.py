@@ -24,14 +24,14 @@ STORE_DEADLINE = 600.0
 class PointUnknown(InputError):
     """No repository has that restore point."""
 
-    code = "point.unknown"
+    code = "restore.point-unknown"
     advice = "List the restore points with `points list`."
 
 
 class DiskUnknown(InputError):
     """The restore point has no such disk."""
 
-    code = "point.disk"
+    code = "restore.disk-unknown"
     advice = "Name a disk by its number (1 for `Hard disk 1`) or its key (2000); `points list` shows them."
 
 
