@@ -14,10 +14,10 @@ import shutil
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
 
 from fakes.core.fabric import FabricError
-from fakes.storage import contents, descriptor, grains, merging, paths, structure, vmx
+from fakes.storage import descriptor, grains, merging, paths, structure, tracking, vmx
+from fakes.storage.attachments import Attachments
 from fakes.storage.disk import Disk
 from fakes.storage.files import TextFiles
 from fakes.storage.gate import Gate
@@ -49,6 +49,8 @@ class Datastore:
         self.lun = Lun(state / "lun.img", capacity)
         self.files = TextFiles(state / "files")
         self.truth = TruthKeeper(state / "truth", self.lun)
+        self.attachments = Attachments(kept.attachments if kept else (), state)
+        self.retired = dict(kept.retired) if kept else {}
         self.vms: dict[str, Vm] = {}
         for record in kept.vms.values() if kept else ():
             self.vms[record.name] = self._open_vm(record)
@@ -58,6 +60,7 @@ class Datastore:
         """Stops the background work and closes all files; everything stays on disk."""
         self.truth.stop()
         with self.lock:
+            self.attachments.close()
             for vm in self.vms.values():
                 with contextlib.suppress(TimeoutError), vm.gate.closed():
                     for disk in vm.disks.values():
@@ -77,7 +80,7 @@ class Datastore:
             chain = [self.layer(record.name, each.key, each.size, la.id, la.name, create=False) for la in each.chain]
             log = WriteLog(folder / f"{each.key}.log", grains.count(each.size), create=False)
             disks[each.key] = Disk(
-                self.lun, gate, each.key, each.label, each.size, chain, log, each.sequence, each.next_layer
+                self.lun, gate, each.key, each.label, each.size, chain, log, each.sequence, each.next_layer, each.epoch
             )
         return Vm(
             record.name,
@@ -89,6 +92,7 @@ class Datastore:
             record.snapshots,
             record.merges,
             record.next_snapshot,
+            record.tracking,
         )
 
     def _settle(self) -> None:
@@ -101,6 +105,8 @@ class Datastore:
         jobs = []
         for vm in self.vms.values():
             jobs += self.truth.resume(vm.name, vm.next_snapshot, vm.disks)
+        for name in self.retired.keys() - self.vms.keys():
+            jobs += self.truth.resume(name, self.retired[name], {})
         for job in jobs:
             for plan in job.disks:
                 self.lun.claim_orphans(plan.pinned())
@@ -129,12 +135,14 @@ class Datastore:
         """Commits the structure as it is."""
         self.prepare().now()
 
-    def prepare(self, changed: VmRecord | None = None) -> Commit:
-        """The structure as it is, but with `changed` in its VM's place, ready to be committed."""
-        vms = {vm.name: vm.record() for vm in self.vms.values()}
+    def prepare(self, changed: VmRecord | None = None, gone: Vm | None = None) -> Commit:
+        """The structure as it is, but with `changed` in its VM's place and without `gone`, ready to be committed."""
+        vms = {vm.name: vm.record() for vm in self.vms.values() if vm is not gone}
+        retired = {**self.retired, **({gone.name: gone.next_snapshot} if gone else {})}
         if changed:
             vms[changed.name] = changed
-        return Commit(self._structure_file, Structure(self.name, self.naa, self.lun.capacity, vms))
+        attached = self.attachments.records()
+        return Commit(self._structure_file, Structure(self.name, self.naa, self.lun.capacity, vms, attached, retired))
 
     # -- names and look-ups ------------------------------------------------------------------------------------------
 
@@ -174,94 +182,30 @@ class Datastore:
         path = f"{vm.folder}/{vm.name}.vmx"
         text = self.files.read(path).decode("utf-8", "surrogateescape")
         fresh = vmx.with_disks(text, {d.key: d.top.name.rpartition("/")[2] for d in vm.disks.values()})
+        fresh = vmx.with_tracking(fresh, vm.tracking)
         if fresh != text:
             self.files.write(path, fresh.encode("utf-8", "surrogateescape"))
 
-    # -- VMs ---------------------------------------------------------------------------------------------------------
-
-    def create_vm(self, name: str, bios: str, disks: list[dict[str, Any]], files: dict[str, str], **more: Any) -> Vm:
-        """Makes a VM, powered off, with its disks (`key, label, size, file, contents`) and text files.
-
-        `contents` is `empty`, `guest`, `files`, or `image` with the path of a raw `image`.
-
-        `more` are hints for the generated `.vmx` (see `vmx.text`). It exists once the structure names it.
+    def set_power(self, vm: Vm, on: bool) -> None:
+        """Notes that the VM runs (its top layers are locked) or does not. At power-on, tracking takes effect.
 
         Raises:
-            FabricError: `exists`, `bad-name`, `bad-path`, `bad-size`, `bad-contents`. OSError: ENOSPC.
+            FabricError: `in-use`, the top of a disk is attached to another VM.
         """
         with self.lock:
-            return self._create_vm(name, bios, disks, files, more)
-
-    def _create_vm(
-        self, name: str, bios: str, disks: list[dict[str, Any]], files: dict[str, str], more: dict[str, Any]
-    ) -> Vm:
-        paths.checked_name(name, "VM")
-        bios = str(uuid.UUID(bios))
-        self._check_new(name, disks)
-        folder = str(disks[0]["file"]).partition("/")[0]
-        chains = self.state / "chains" / name
-        chains.mkdir(parents=True, exist_ok=True)
-        vm = Vm(name, bios, folder, False, Gate(self.lun.release), {})
-        try:
-            for spec in disks:
-                self._add_disk(vm, spec)
-            for path, text in files.items():
-                self.files.write(path if "/" in path else f"{folder}/{path}", text.encode())
-            path = f"{folder}/{name}.vmx"
-            if not self.files.exists(path):
-                self.files.write(path, vmx.text(name, bios, **more).encode())
-            self.write_vmx(vm)
-            self.vms[name] = vm
-            self.save()
-        except BaseException:
-            self._drop(vm)
-            raise
-        return vm
-
-    def _check_new(self, name: str, disks: list[dict[str, Any]]) -> None:
-        if name in self.vms:
-            raise FabricError("exists", f"VM {name} exists on {self.name}")
-        if not disks:
-            raise FabricError("bad-size", f"VM {name} needs at least one disk")
-        for each in disks:
-            path = paths.checked(str(each["file"]))
-            if not path.endswith(".vmdk"):
-                raise FabricError("bad-path", f"a disk file ends in .vmdk: {path!r}")
-            if self.find(path):
-                raise FabricError("exists", f"disk file {path} exists on {self.name}")
-            if int(each["size"]) <= 0 or int(each["size"]) % 512:
-                raise FabricError(
-                    "bad-size", f"{path}: a disk's size is a positive multiple of 512, not {each['size']}"
-                )
-        for field_name in ("key", "file"):
-            if len({each[field_name] for each in disks}) != len(disks):
-                raise FabricError("exists", f"VM {name}: two disks have the same {field_name}")
-
-    def _add_disk(self, vm: Vm, spec: dict[str, Any]) -> None:
-        key, size = int(spec["key"]), int(spec["size"])
-        base = self.layer(vm.name, key, size, 0, str(spec["file"]), create=True)
-        log = WriteLog(self.state / "chains" / vm.name / f"{key}.log", grains.count(size), create=True)
-        disk = Disk(self.lun, vm.gate, key, str(spec.get("label", f"Hard disk {key - 1999}")), size, [base], log)
-        vm.disks[key] = disk  # known from here on, so that a failure takes back what was filled
-        image = Path(spec["image"]) if "image" in spec else None
-        contents.fill(
-            disk, str(spec.get("contents", "empty")), seed=f"{vm.name}/{key}", scratch=self.state, image=image
-        )
-
-    def _drop(self, vm: Vm) -> None:
-        """Takes back what `create_vm` made before it failed."""
-        self.vms.pop(vm.name, None)
-        for disk in vm.disks.values():
-            self.lun.release([entry - 1 for entry in disk.view if entry])
-            for words in (*disk.chain, disk.log):
-                words.close()
-        shutil.rmtree(self.state / "chains" / vm.name, ignore_errors=True)
-
-    def set_power(self, vm: Vm, on: bool) -> None:
-        """Notes that the VM runs (its top layers are locked) or does not."""
-        with self.lock:
+            if on:
+                self.attachments.check_free(disk.top.name for disk in vm.disks.values())
+            before = vm.power
             vm.power = on
+            with tracking.taking_effect(vm) if on and not before else contextlib.nullcontext():
+                self.save()
+
+    def ask_tracking(self, vm: Vm, on: bool) -> None:
+        """Asks for changed block tracking; it takes effect at the next snapshot cycle or power-on (see `tracking`)."""
+        with self.lock:
+            vm.tracking = on
             self.save()
+            self.write_vmx(vm)
 
     # -- merging -----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ from fakes.storage.writelog import WriteLog
 
 @dataclass
 class Disk:
-    """One virtual disk of a VM. `chain` runs from the base to the top; `sequence` is what the write log notes now.
+    """One virtual disk of a VM. `chain` runs from the base to the top; `sequence` is what the write log notes now;
+    `epoch` names the tracking under way, None while it is off.
 
     Every method is called inside the VM's gate. `lock` guards changes of the map.
     """
@@ -37,6 +38,7 @@ class Disk:
     log: WriteLog
     sequence: int = 1
     next_layer: int = 1
+    epoch: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:

@@ -1,117 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""NBD exports: `live/<vm>/<key>` follows the top of a disk's chain; `file/<folder>/<name>.vmdk` is the chain that ends there.
-
-*Handle*: one NBD connection's open disk. A `file/` handle becomes stale (ESTALE) when a merge changes what its file
-shows, and read-only when its layer is no longer the top of a powered-off VM.
+"""NBD exports: `live/<vm>/<key>` follows the top of a disk's chain; `file/<folder>/<name>.vmdk` is the chain that ends
+there; `attached/<by>/<folder>/<name>.vmdk` is the same file as the VM sees it to which it is attached.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from array import array
-from collections.abc import Iterator
 
 from fakes.core.fabric import FabricError
-from fakes.storage import grains, paths
+from fakes.storage import paths
+from fakes.storage.attachments import MODES, NONPERSISTENT, PREFIX
 from fakes.storage.datastore import Datastore
-from fakes.storage.disk import Disk
-from fakes.storage.grains import GRAIN
-from fakes.storage.layer import Layer
-from fakes.storage.lun import Buffer
-from fakes.storage.vm import Vm
-
-
-class Handle:
-    """An open disk: the live chain, or (with `layer`) the chain that ends in one file."""
-
-    def __init__(self, vm: Vm, disk: Disk, layer: Layer | None) -> None:
-        self._vm = vm
-        self._disk = disk
-        self._layer = layer
-        self._generation = layer.generation if layer else 0
-        self.size = disk.size
-
-    @property
-    def writable(self) -> bool:
-        """True if a write would be taken now."""
-        return self._layer is None or (self._layer is self._disk.top and not self._vm.power)
-
-    def _view(self) -> array[int]:
-        if self._layer is None:
-            return self._disk.view
-        if self._layer.generation != self._generation:
-            raise OSError(errno.ESTALE, f"{self._layer.name} was merged; open it again")
-        if self._layer is self._disk.top and self._vm.power:
-            raise OSError(errno.EBUSY, f"{self._layer.name} is locked by its running VM")
-        return self._disk.frozen_view(self._layer)
-
-    def _check_writable(self) -> None:
-        self._view()
-        if not self.writable:
-            raise OSError(errno.EROFS, "this disk file is frozen by a snapshot")
-
-    def read(self, buffer: Buffer, offset: int) -> None:
-        """Fills `buffer` from byte `offset`."""
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            self._disk.lun.read_view(self._view(), buffer, offset)
-        finally:
-            gate.leave(epoch)
-
-    def write(self, data: Buffer, offset: int) -> None:
-        """Writes `data` at byte `offset`."""
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            self._check_writable()
-            self._disk.write(data, offset)
-        finally:
-            gate.leave(epoch)
-
-    def zero(self, length: int, offset: int) -> None:
-        """Makes a range read as zero."""
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            self._check_writable()
-            self._disk.zero(offset, length)
-        finally:
-            gate.leave(epoch)
-
-    def trim(self, length: int, offset: int) -> None:
-        """Gives whole grains inside a range back."""
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            self._check_writable()
-            self._disk.discard(offset, length)
-        finally:
-            gate.leave(epoch)
-
-    def flush(self) -> None:
-        """Makes all completed writes durable, those of other connections too: data first, then the maps that name it."""
-        self._disk.lun.sync()  # outside the gate: it may take long, and must not hold up a snapshot
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            self._disk.sync_maps()
-        finally:
-            gate.leave(epoch)
-
-    def extents(self, length: int, offset: int) -> Iterator[tuple[int, int, bool]]:
-        """`(start, length, allocated)` in bytes, covering at least the first byte asked for."""
-        gate = self._vm.gate
-        epoch = gate.enter()
-        try:
-            view = self._view()
-            first, last = offset // GRAIN, min(grains.count(offset + length), len(view))
-            for at, count, allocated in grains.data_runs(view, first, last):
-                start = at * GRAIN
-                yield start, min(count * GRAIN, self.size - start), allocated
-        finally:
-            gate.leave(epoch)
+from fakes.storage.handles import AttachedHandle, Handle
 
 
 class Exports:
@@ -134,9 +35,10 @@ class Exports:
                 for disk in vm.disks.values()
                 for layer in disk.chain
             ]
-        return live + files
+            attached = [(each.export, f"attached to {each.record.by}") for each in self._store.attachments.all()]
+        return live + files + attached
 
-    def open(self, name: str) -> Handle:
+    def open(self, name: str) -> Handle | AttachedHandle:
         """Opens an export.
 
         Raises:
@@ -155,6 +57,12 @@ class Exports:
                 if layer is disk.top and vm.power:
                     raise OSError(errno.EBUSY, f"{rest} is locked by its running VM")
                 return Handle(vm, disk, layer)
+            elif (
+                kind == PREFIX
+                and (attachment := self._store.attachments.by_export(name))
+                and (found := self._store.find(attachment.record.path))
+            ):
+                return AttachedHandle(Handle(*found), attachment)
         raise OSError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: export {name!r}")
 
     def resolve(self, path: str, *, write: bool) -> dict[str, object]:
@@ -173,6 +81,8 @@ class Exports:
                 raise FabricError("locked", f"{path} is the running disk of {vm.name}")
             if write and layer is not disk.top:
                 raise FabricError("read-only", f"{path} is frozen by a snapshot of {vm.name}")
+            if write and any(each.record.path == path for each in self._store.attachments.all()):
+                raise FabricError("locked", f"{path} is attached to another VM")
             return {
                 "export": f"file/{path}",
                 "size": disk.size,
@@ -180,3 +90,51 @@ class Exports:
                 "key": disk.key,
                 "writable": layer is disk.top,
             }
+
+    # -- attachments -------------------------------------------------------------------------------------------------
+
+    def attach(self, path: str, by: str, mode: str = NONPERSISTENT) -> dict[str, object]:
+        """Attaches a disk file to a VM; the structure has it when this returns.
+
+        Raises:
+            FabricError: `bad-path`, `bad-name` (by), `bad-mode`, `not-found`, `locked` (the running disk of a VM, or
+                attached already), `read-only` (a persistent mode for a frozen file).
+        """
+        paths.checked_name(by, "VM")
+        if mode not in MODES:
+            raise FabricError("bad-mode", f"no disk mode {mode!r}: one of {', '.join(MODES)}")
+        with self._store.lock:
+            resolved = self.resolve(path, write=mode != NONPERSISTENT)
+            made = self._store.attachments.add(path, by, mode)
+            try:
+                self._store.save()
+            except BaseException:
+                self._store.attachments.remove(path, by)
+                raise
+        return {**made.shown(), "size": resolved["size"], "vm": resolved["vm"], "key": resolved["key"]}
+
+    def detach(self, path: str, by: str) -> None:
+        """Takes an attached disk file away from a VM; its connections end, what was written to it is thrown away.
+
+        Raises:
+            FabricError: `not-found`, that VM does not have it.
+        """
+        with self._store.lock:
+            ended = self._store.attachments.remove(path, by)
+            try:
+                self._store.save()
+            except BaseException:
+                self._store.attachments.restore(ended)
+                raise
+        ended.end()
+
+    def attachments(self, by: str | None = None) -> list[dict[str, object]]:
+        """All attachments, or those of one VM."""
+        shown = []
+        with self._store.lock:
+            for each in self._store.attachments.all():
+                if by is None or each.record.by == by:
+                    vm, disk, _ = found if (found := self._store.find(each.record.path)) else (None, None, None)
+                    more = {"size": disk.size, "vm": vm.name, "key": disk.key} if vm and disk else {}
+                    shown.append({**each.shown(), **more})
+        return shown

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from fakes.core.fabric import FabricError
@@ -35,6 +36,13 @@ class TextFiles:
     def exists(self, path: str) -> bool:
         """True if there is such a file."""
         return self._place(path).is_file()
+
+    def remove(self, path: str) -> None:
+        """Removes a file, and its folder when it was the last one in it; nothing happens if it is not there."""
+        place = self._place(path)
+        place.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or gone
+            place.parent.rmdir()
 
     def names(self) -> list[str]:
         """All paths, sorted."""

@@ -67,6 +67,15 @@ def data_runs(view: array[int], start: int, end: int) -> Iterator[tuple[int, int
         at = stop
 
 
+def byte_ranges(indices: Iterable[int], size: int) -> list[list[int]]:
+    """Ascending grain indices as `[start, length]` in bytes, cut at the disk's end."""
+    ranges = []
+    for first, length in joined(indices):
+        start = first * GRAIN
+        ranges.append([start, min(length * GRAIN, size - start)])
+    return ranges
+
+
 def joined(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
     """`(first, length)` of each stretch of neighbours in ascending `indices`."""
     first = length = -1

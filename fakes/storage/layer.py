@@ -20,14 +20,35 @@ class MappedWords:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
         self._fd = os.open(path, flags, 0o600)
         try:
-            if not create and os.fstat(self._fd).st_size != 4 * count:
-                raise ValueError(f"{path} is damaged: {os.fstat(self._fd).st_size} bytes, not {4 * count}")
+            held = os.fstat(self._fd).st_size
+            if not create and held < 4 * count:
+                raise ValueError(f"{path} is damaged: {held} bytes, not {4 * count}")
+            if held > 4 * count:  # a kill came while the disk was being grown
+                os.ftruncate(self._fd, 4 * count)
             os.posix_fallocate(self._fd, 0, 4 * count)  # a full host disk is an error here, not a SIGBUS later
             self._mmap = mmap.mmap(self._fd, 4 * count)
         except BaseException:
             os.close(self._fd)
             raise
         self.words = memoryview(self._mmap).cast("I")
+
+    def reserve(self, count: int, fill: int) -> None:
+        """Lengthens the file to `count` words; the new ones hold `fill`. They are seen from `remap` on.
+
+        Raises:
+            OSError: the host's disk is full.
+        """
+        held = len(self.words)
+        os.posix_fallocate(self._fd, 0, 4 * count)
+        os.pwrite(self._fd, array("I", [fill]) * (count - held), 4 * held)
+
+    def remap(self, count: int) -> None:
+        """Maps `count` words that `reserve` made. Nobody may be using the old ones."""
+        fresh = mmap.mmap(self._fd, 4 * count)
+        self.words.release()
+        self._mmap.close()
+        self._mmap = fresh
+        self.words = memoryview(fresh).cast("I")
 
     def sync(self) -> None:
         """Makes the words durable (fdatasync also writes pages dirtied through the mapping)."""

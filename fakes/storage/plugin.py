@@ -26,9 +26,10 @@ import nbdkit
 
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
+from fakes.storage import machines
 from fakes.storage.datastore import Datastore
 from fakes.storage.ending import Ending
-from fakes.storage.exports import Handle
+from fakes.storage.handles import OpenDisk
 from fakes.storage.service import FabricThread, Service
 
 API_VERSION = 2
@@ -64,7 +65,7 @@ class _Process:
         if "vm" in self.keys:
             spec = json.loads(self.keys["vm"])
             if spec["name"] not in self.store.vms:
-                self.store.create_vm(**spec)
+                machines.create(self.store, **spec)
         if "fabric" in self.keys:
             self.fabric = FabricThread(self.service, Path(self.keys["fabric"]))
             self.fabric.start()
@@ -162,7 +163,7 @@ def default_export(readonly: bool, is_tls: bool) -> str:
     return names[0][0] if names else ""
 
 
-def open(readonly: bool) -> Handle:
+def open(readonly: bool) -> OpenDisk:
     with _errno():
         return _service().exports.open(nbdkit.export_name())
 
@@ -173,78 +174,78 @@ def _service() -> Service:
     return _process.service
 
 
-def get_size(handle: Handle) -> int:
+def get_size(handle: OpenDisk) -> int:
     return handle.size
 
 
-def block_size(handle: Handle) -> tuple[int, int, int]:
+def block_size(handle: OpenDisk) -> tuple[int, int, int]:
     return 1, 65536, 32 << 20
 
 
-def can_write(handle: Handle) -> bool:
+def can_write(handle: OpenDisk) -> bool:
     return handle.writable
 
 
-def can_flush(handle: Handle) -> bool:
+def can_flush(handle: OpenDisk) -> bool:
     return True
 
 
-def can_trim(handle: Handle) -> bool:
+def can_trim(handle: OpenDisk) -> bool:
     return True
 
 
-def can_zero(handle: Handle) -> bool:
+def can_zero(handle: OpenDisk) -> bool:
     return True
 
 
-def can_fast_zero(handle: Handle) -> bool:
+def can_fast_zero(handle: OpenDisk) -> bool:
     return True
 
 
-def can_fua(handle: Handle) -> int:
+def can_fua(handle: OpenDisk) -> int:
     return int(nbdkit.FUA_EMULATE)
 
 
-def can_multi_conn(handle: Handle) -> bool:
+def can_multi_conn(handle: OpenDisk) -> bool:
     return True  # one LUN and one view behind all connections; a flush covers the writes of all of them
 
 
-def can_extents(handle: Handle) -> bool:
+def can_extents(handle: OpenDisk) -> bool:
     return True
 
 
-def is_rotational(handle: Handle) -> bool:
+def is_rotational(handle: OpenDisk) -> bool:
     return False
 
 
-def pread(handle: Handle, buffer: Any, offset: int, flags: int) -> None:
+def pread(handle: OpenDisk, buffer: Any, offset: int, flags: int) -> None:
     with _errno():
         handle.read(memoryview(buffer), offset)
 
 
-def pwrite(handle: Handle, buffer: Any, offset: int, flags: int) -> None:
+def pwrite(handle: OpenDisk, buffer: Any, offset: int, flags: int) -> None:
     with _errno():
         handle.write(memoryview(buffer), offset)
 
 
-def flush(handle: Handle, flags: int) -> None:
+def flush(handle: OpenDisk, flags: int) -> None:
     with _errno():
         handle.flush()
 
 
-def trim(handle: Handle, count: int, offset: int, flags: int) -> None:
+def trim(handle: OpenDisk, count: int, offset: int, flags: int) -> None:
     with _errno():
         handle.trim(count, offset)
 
 
-def zero(handle: Handle, count: int, offset: int, flags: int) -> None:
+def zero(handle: OpenDisk, count: int, offset: int, flags: int) -> None:
     with _errno():
         if not flags & nbdkit.FLAG_MAY_TRIM:
             raise OSError(errno.EOPNOTSUPP, "the client wants the space kept: nbdkit writes zeros")
         handle.zero(count, offset)
 
 
-def extents(handle: Handle, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+def extents(handle: OpenDisk, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
     found = []
     with _errno():
@@ -255,5 +256,5 @@ def extents(handle: Handle, count: int, offset: int, flags: int) -> list[tuple[i
     return found
 
 
-def close(handle: Handle) -> None:
+def close(handle: OpenDisk) -> None:
     """Nothing to give back: a handle holds no descriptor of its own."""

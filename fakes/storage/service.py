@@ -19,7 +19,7 @@ from typing import Any
 
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
-from fakes.storage import grains, paths, snapshots
+from fakes.storage import changes, grains, machines, paths, reverting, sanmap, snapshots, tracking
 from fakes.storage.datastore import Datastore
 from fakes.storage.exports import Exports
 from fakes.storage.vm import Vm
@@ -39,8 +39,10 @@ class Service:
             "vm.get": self._vm_get,
             "vm.create": self._vm_create,
             "vm.power": self._vm_power,
+            "vm.delete": self._vm_delete,
             "snapshot.create": self._snapshot_create,
             "snapshot.remove": self._snapshot_remove,
+            "snapshot.revert": self._snapshot_revert,
             "snapshot.label": self._snapshot_label,
             "file.list": self._file_list,
             "file.stat": self._file_stat,
@@ -49,6 +51,12 @@ class Service:
             "disk.resolve": self._disk_resolve,
             "disk.extents": self._disk_extents,
             "disk.changed": self._disk_changed,
+            "disk.tracking": self._disk_tracking,
+            "disk.create": self._disk_create,
+            "disk.grow": self._disk_grow,
+            "disk.attach": self.exports.attach,
+            "disk.detach": self.exports.detach,
+            "disk.attachments": self.exports.attachments,
             "truth.get": self._truth_get,
         }
 
@@ -90,6 +98,7 @@ class Service:
             "uuid": vm.uuid,
             "folder": vm.folder,
             "power": "on" if vm.power else "off",
+            "tracking": vm.tracking,
             "disks": [
                 {
                     "key": disk.key,
@@ -97,6 +106,9 @@ class Service:
                     "path": disk.top.name,
                     "size": disk.size,
                     "chain": [layer.name for layer in disk.chain],
+                    "tracked": disk.epoch is not None,
+                    # everything since the last snapshot counts as changed since then
+                    "change_id": tracking.text(disk.epoch, disk.sequence - 1) if disk.epoch else None,
                 }
                 for disk in vm.disks.values()
             ],
@@ -109,7 +121,7 @@ class Service:
     ) -> dict[str, Any]:
         if any("image" in disk for disk in disks):
             raise FabricError("bad-contents", "vm.create takes no image: only a disk alone does")
-        made = self.store.create_vm(vm, uuid, disks, files or {}, **more)
+        made = machines.create(self.store, vm, uuid, disks, files or {}, **more)
         with self.store.lock:
             return self._shown(made)
 
@@ -117,6 +129,10 @@ class Service:
         if not isinstance(on, bool):
             raise FabricError("malformed", f"vm.power: `on` is true or false, not {on!r}")
         self.store.set_power(self.store.vm(vm), on)
+
+    def _vm_delete(self, vm: str) -> None:
+        with self.store.lock:
+            machines.delete(self.store, self.store.vm(vm))
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -128,6 +144,12 @@ class Service:
     def _snapshot_remove(self, vm: str, id: int | str, children: bool = False) -> None:
         with self.store.lock:
             snapshots.remove(self.store, self.store.vm(vm), int(id), children=children)
+
+    def _snapshot_revert(self, vm: str, id: int | str, discard_later: bool = False) -> dict[str, Any]:
+        with self.store.lock:
+            found = self.store.vm(vm)
+            reverting.revert(self.store, found, int(id), discard_later=discard_later)
+            return self._shown(found)
 
     def _snapshot_label(self, vm: str, id: int | str, ref: str | None) -> None:
         with self.store.lock:
@@ -153,13 +175,19 @@ class Service:
         with self.store.lock:
             if found := self.store.find(path):
                 return {"size": found[1].size, "kind": "disk"}
+            if sanmap.exists(self.store, path):
+                return {"size": len(sanmap.content(self.store, path)), "kind": "text"}
             return {"size": len(self.store.files.read(path)), "kind": "text"}
 
     def _file_read(self, path: str) -> str:
         paths.checked(path)
         with self.store.lock:
-            found = self.store.find(path)
-            data = self.store.descriptor(*found).encode() if found else self.store.files.read(path)
+            if found := self.store.find(path):
+                data = self.store.descriptor(*found).encode()
+            elif sanmap.exists(self.store, path):
+                data = sanmap.content(self.store, path)
+            else:
+                data = self.store.files.read(path)
         return base64.b64encode(data).decode()
 
     def _file_write(self, path: str, data: str) -> None:
@@ -171,6 +199,8 @@ class Service:
         with self.store.lock:
             if self.store.find(path):
                 raise FabricError("is-disk", f"{path} is a disk: its data goes through its export")
+            if sanmap.exists(self.store, path):
+                raise FabricError("read-only", f"{path} is the map of a disk, made at each read")
             self.store.files.write(path, content)
 
     # -- disks -------------------------------------------------------------------------------------------------------
@@ -186,10 +216,35 @@ class Service:
                 raise FabricError("not-found", f"no disk file {path} on {self.store.name}")
             _, disk, layer = found
             view = disk.frozen_view(layer)[:]
-        return snapshots.byte_ranges(grains.used(view), disk.size)
+        return grains.byte_ranges(grains.used(view), disk.size)
 
-    def _disk_changed(self, vm: str, key: int, since: int, id: int | str) -> list[list[int]]:
-        return snapshots.changed(self.store, self.store.vm(vm), int(key), int(since), int(id))
+    def _disk_changed(self, vm: str, key: int, since: int | str, id: int | str | None = None) -> list[list[int]]:
+        if isinstance(since, bool) or not isinstance(since, int | str) or (isinstance(since, int) and since < 0):
+            raise FabricError("malformed", f"disk.changed: `since` is a sequence, a change ID or *, not {since!r}")
+        number = None if id is None else int(id)
+        return changes.changed(self.store, self.store.vm(vm), int(key), since, number)
+
+    def _disk_tracking(self, vm: str, on: bool) -> dict[str, Any]:
+        if not isinstance(on, bool):
+            raise FabricError("malformed", f"disk.tracking: `on` is true or false, not {on!r}")
+        with self.store.lock:
+            found = self.store.vm(vm)
+            self.store.ask_tracking(found, on)
+            return self._shown(found)
+
+    def _disk_create(self, vm: str, **spec: Any) -> dict[str, Any]:
+        if "image" in spec:
+            raise FabricError("bad-contents", "disk.create takes no image: only a disk alone does")
+        with self.store.lock:
+            found = self.store.vm(vm)
+            machines.add_disk(self.store, found, spec)
+            return self._shown(found)
+
+    def _disk_grow(self, vm: str, key: int, size: int) -> dict[str, Any]:
+        with self.store.lock:
+            found = self.store.vm(vm)
+            machines.grow(self.store, found, int(key), int(size))
+            return self._shown(found)
 
     def _truth_get(self, vm: str, id: int | str, wait: float = 0) -> dict[str, Any]:
         return self.store.truth.get(paths.checked_name(vm, "VM"), int(id), float(wait))

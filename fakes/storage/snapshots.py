@@ -12,8 +12,7 @@ import copy
 import time
 from typing import Any
 
-from fakes.core.fabric import FabricError
-from fakes.storage import grains, paths, truth, writelog
+from fakes.storage import grains, paths, tracking, truth
 from fakes.storage.datastore import Datastore
 from fakes.storage.disk import Disk
 from fakes.storage.layer import Layer
@@ -25,9 +24,11 @@ def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRec
     """Freezes all disks of the VM at one instant.
 
     Raises:
+        FabricError: `in-use`, the top of a disk is attached to another VM.
         OSError: the host's disk is full; nothing changed. TimeoutError: I/O under way did not end.
     """
-    with store.lock:
+    with store.lock, tracking.taking_effect(vm):
+        store.attachments.check_free(disk.top.name for disk in vm.disks.values())
         store.finish_merges(vm)  # if an earlier removal was cut short
         identity = vm.next_snapshot
         fresh = {key: _delta(store, vm, disk) for key, disk in vm.disks.items()}
@@ -39,6 +40,7 @@ def create(store: Datastore, vm: Vm, name: str, description: str) -> SnapshotRec
             parent=vm.snapshots[-1].id if vm.snapshots else None,
             layers={str(key): disk.top.id for key, disk in vm.disks.items()},
             sequences={str(key): disk.sequence for key, disk in vm.disks.items()},
+            epochs={str(key): disk.epoch for key, disk in vm.disks.items() if disk.epoch},
         )
         try:
             commit = store.prepare(_with(vm.record(), snapshot, fresh))
@@ -107,14 +109,26 @@ def _freeze(store: Datastore, vm: Vm, snapshot: SnapshotRecord, fresh: dict[int,
 
 
 def remove(store: Datastore, vm: Vm, identity: int, *, children: bool) -> None:
-    """Merges a snapshot away, with `children` also all that were taken after it. Its truth record stays."""
-    with store.lock:
+    """Merges a snapshot away, with `children` also all that were taken after it. Its truth record stays.
+
+    Raises:
+        FabricError: `not-found`, or `in-use`: a file that the merge would change, or one above it, is attached.
+    """
+    with store.lock, tracking.taking_effect(vm):
         store.finish_merges(vm)
         start = vm.snapshots.index(vm.snapshot(identity))
+        _check_free(store, vm, vm.snapshots[start])
         doomed = vm.snapshots[start:] if children else [vm.snapshots[start]]
         for snapshot in reversed(doomed):
             _remove_one(store, vm, snapshot)
         store.write_vmx(vm)
+
+
+def _check_free(store: Datastore, vm: Vm, snapshot: SnapshotRecord) -> None:
+    """Whoever has a disk file open reads all files below it too: none of these may be merged."""
+    for key, disk in vm.disks.items():
+        position = [layer.id for layer in disk.chain].index(snapshot.layers[str(key)])
+        store.attachments.check_free(layer.name for layer in disk.chain[position:])
 
 
 def _remove_one(store: Datastore, vm: Vm, snapshot: SnapshotRecord) -> None:
@@ -141,26 +155,6 @@ def label(store: Datastore, vm: Vm, identity: int, ref: str | None) -> None:
         store.save()
 
 
-def changed(store: Datastore, vm: Vm, key: int, since: int, identity: int) -> list[list[int]]:
-    """`[[start, length], …]` in bytes: what was written to a disk after sequence `since`, up to a snapshot."""
-    disk = vm.disks.get(key)
-    if disk is None:
-        raise FabricError("not-found", f"{vm.name} has no disk {key}")
-    with store.lock:
-        vm.snapshot(identity)
-        log = writelog.load(store.log_copy(vm, key, identity))
-    return byte_ranges(writelog.changed(log, since), disk.size)
-
-
-def byte_ranges(wanted: Any, size: int) -> list[list[int]]:
-    """Grain indices as byte ranges, cut at the disk's end."""
-    ranges = []
-    for first, length in grains.joined(wanted):
-        start = first * grains.GRAIN
-        ranges.append([start, min(length * grains.GRAIN, size - start)])
-    return ranges
-
-
 def shown(vm: Vm, snapshot: SnapshotRecord) -> dict[str, Any]:
     """The snapshot as the fabric shows it, with the files' present names."""
     disks = []
@@ -173,6 +167,9 @@ def shown(vm: Vm, snapshot: SnapshotRecord) -> dict[str, Any]:
                 "frozen": disk.chain[position].name,
                 "live": disk.chain[position + 1].name,
                 "sequence": snapshot.sequences[str(key)],
+                "change_id": tracking.text(epoch, snapshot.sequences[str(key)])
+                if (epoch := snapshot.epochs.get(str(key)))
+                else None,
             }
         )
     return {

@@ -25,7 +25,10 @@ class LayerRecord:
 
 @dataclass
 class DiskRecord:
-    """A disk: vSphere device key, label, size in bytes, chain from base to top, sequence of the write log."""
+    """A disk: vSphere device key, label, size in bytes, chain from base to top, sequence of the write log.
+
+    `epoch` names the tracking under way (32 hex digits), None while the disk is not tracked.
+    """
 
     key: int
     label: str
@@ -33,11 +36,13 @@ class DiskRecord:
     sequence: int
     next_layer: int
     chain: list[LayerRecord]
+    epoch: str | None = None
 
 
 @dataclass
 class SnapshotRecord:
-    """A snapshot. `layers` and `sequences` by disk key (text, as JSON wants): frozen layer's id, sequence at freeze."""
+    """A snapshot. By disk key (text, as JSON wants): `layers` = frozen layer's id, `sequences` = sequence at freeze,
+    `epochs` = tracking epoch at freeze (no entry: not tracked)."""
 
     id: int
     name: str
@@ -47,6 +52,7 @@ class SnapshotRecord:
     layers: dict[str, int]
     sequences: dict[str, int]
     ref: str | None = None
+    epochs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,7 +66,10 @@ class Merge:
 
 @dataclass
 class VmRecord:
-    """A VM: its folder below the datastore, power state, disks, snapshots from oldest to newest, merges under way."""
+    """A VM: its folder below the datastore, power state, disks, snapshots from oldest to newest, merges under way.
+
+    `tracking` is what was asked for; it reaches the disks' epochs at the next snapshot cycle or power-on.
+    """
 
     name: str
     uuid: str
@@ -70,16 +79,31 @@ class VmRecord:
     disks: list[DiskRecord]
     snapshots: list[SnapshotRecord] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
+    tracking: bool = False
+
+
+@dataclass
+class AttachmentRecord:
+    """A disk file attached to another VM (`by`), in one of vSphere's disk modes."""
+
+    path: str
+    by: str
+    mode: str
 
 
 @dataclass
 class Structure:
-    """Everything about a datastore that is not data, map or log."""
+    """Everything about a datastore that is not data, map or log.
+
+    `retired` has, for the name of each deleted VM, the id that its next snapshot would have had: ids are never used twice.
+    """
 
     name: str
     naa: str
     capacity: int
     vms: dict[str, VmRecord] = field(default_factory=dict)
+    attachments: list[AttachmentRecord] = field(default_factory=list)
+    retired: dict[str, int] = field(default_factory=dict)
 
 
 def load(path: Path) -> Structure:
@@ -91,7 +115,9 @@ def load(path: Path) -> Structure:
     data = json.loads(path.read_text())
     if data.get("schema") != SCHEMA:
         raise ValueError(f"{path}: not a {SCHEMA} file")
-    return Structure(data["name"], data["naa"], data["capacity"], {n: _vm(v) for n, v in data["vms"].items()})
+    attachments = [AttachmentRecord(**a) for a in data.get("attachments", [])]
+    vms = {n: _vm(v) for n, v in data["vms"].items()}
+    return Structure(data["name"], data["naa"], data["capacity"], vms, attachments, data.get("retired", {}))
 
 
 class Commit:

@@ -126,6 +126,8 @@ class TruthKeeper:
     def resume(self, vm: str, next_snapshot: int, disks: dict[int, Disk]) -> list[Job]:
         """Plans that a kill left behind, pinned again, oldest first; the caller claims their grains, then submits them.
 
+        A deleted VM has no `disks` any more: nobody else can reach the grains that its plans pin.
+
         Plans of snapshots that never came to be (id >= `next_snapshot`) are removed.
         """
         jobs = []
@@ -139,7 +141,8 @@ class TruthKeeper:
             for each in data["disks"]:
                 plan = array("I")
                 plan.frombytes((self.folder / vm / f"{identity}-{each['key']}.plan").read_bytes())
-                plans.append(DiskPlan(each["key"], each["size"], plan, disks[each["key"]].lock))
+                lock = disks[each["key"]].lock if each["key"] in disks else threading.Lock()
+                plans.append(DiskPlan(each["key"], each["size"], plan, lock))
                 self.lun.pin(plans[-1].pinned())
             jobs.append(Job(vm, identity, data["previous"], data["header"], plans))
         return jobs

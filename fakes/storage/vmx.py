@@ -7,6 +7,7 @@ import re
 import uuid
 
 _DISK = re.compile(r'^(\s*scsi0:(\d+)\.fileName\s*=\s*")[^"]*(".*)$', re.MULTILINE)
+_TRACKING = re.compile(r'^(\s*(?:scsi0:\d+\.)?ctkEnabled\s*=\s*)"[^"]*"', re.MULTILINE)
 
 
 def unit(key: int) -> int:
@@ -59,9 +60,14 @@ def text(name: str, bios: str, guest_os: str = "debian11-64", memory_mib: int = 
         "ethernet0.generatedAddress": mac,
         "tools.syncTime": "FALSE",
         "disk.EnableUUID": "TRUE",
-        "ctkEnabled": "TRUE",
+        "ctkEnabled": "FALSE",
     }
     return "".join(f'{key} = "{value}"\n' for key, value in settings.items())
+
+
+def with_tracking(content: str, on: bool) -> str:
+    """`content` with every `ctkEnabled` as asked for."""
+    return _TRACKING.sub(lambda match: f'{match[1]}"{"TRUE" if on else "FALSE"}"', content)
 
 
 def with_disks(content: str, names: dict[int, str]) -> str:
@@ -81,5 +87,5 @@ def with_disks(content: str, names: dict[int, str]) -> str:
         if number not in seen:
             prefix = f"scsi0:{number}"
             content += f'{prefix}.deviceType = "scsi-hardDisk"\n{prefix}.fileName = "{name}"\n'
-            content += f'{prefix}.ctkEnabled = "TRUE"\n{prefix}.present = "TRUE"\n'
+            content += f'{prefix}.ctkEnabled = "FALSE"\n{prefix}.present = "TRUE"\n'
     return content

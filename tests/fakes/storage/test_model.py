@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fakes.storage import snapshots
+from fakes.storage import changes, snapshots
 from fakes.storage.grains import GRAIN
 from tests.fakes.storage.world import SIZES, audit, content, digests, frozen, live, opened, truth, with_vm
 
@@ -119,7 +119,7 @@ class StorageMachine(RuleBasedStateMachine):
         for key in SIZES:
             since = self.vm.snapshot(first).sequences[str(key)]
             rebuilt = bytearray(self.taken[first][key])
-            for start, length in snapshots.changed(self.store, self.vm, key, since, second):
+            for start, length in changes.changed(self.store, self.vm, key, since, second):
                 rebuilt[start : start + length] = self.taken[second][key][start : start + length]
             assert rebuilt == self.taken[second][key]
 

@@ -48,7 +48,15 @@ def test_snapshot_names_and_locks(storage: StorageProcess) -> None:
     storage.call("vm.power", vm="web", on=True)
     assert refused(storage.call, "disk.resolve", path="web/web.vmdk", write=False) == "locked"
     snap = storage.call("snapshot.create", vm="web", name="one", description="d")
-    assert snap["disks"] == [{"key": 2000, "frozen": "web/web.vmdk", "live": "web/web-000001.vmdk", "sequence": 1}]
+    assert snap["disks"] == [
+        {
+            "key": 2000,
+            "frozen": "web/web.vmdk",
+            "live": "web/web-000001.vmdk",
+            "sequence": 1,
+            "change_id": None,
+        }
+    ]
     found = storage.call("disk.resolve", path="web/web.vmdk", write=False)
     assert found == {"export": "file/web/web.vmdk", "size": 16 * MIB, "vm": "web", "key": 2000, "writable": False}
     assert refused(storage.call, "disk.resolve", path="web/web.vmdk", write=True) == "read-only"
@@ -89,7 +97,7 @@ def test_bad_requests(storage: StorageProcess) -> None:
     assert refused(storage.call, *create, vm="../x", uuid=BIOS, disks=[disk], files={}) == "bad-name"
     assert refused(storage.call, *create, vm="b", uuid="nonsense", disks=[disk], files={}) == "malformed"
     assert refused(storage.call, *create, vm="b", uuid=BIOS, disks=[{**disk, "size": 100}], files={}) == "bad-size"
-    assert refused(storage.call, *create, vm="b", uuid=BIOS, disks=[], files={}) == "bad-size"
+    assert refused(storage.call, *create, vm="b", uuid=BIOS, disks=[], files={}, folder="../x") == "bad-path"
     assert (
         refused(storage.call, *create, vm="b", uuid=BIOS, disks=[{**disk, "contents": "?"}], files={}) == "bad-contents"
     )

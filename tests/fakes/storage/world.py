@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from fakes.storage import machines
 from fakes.storage.datastore import Datastore
-from fakes.storage.exports import Exports, Handle
+from fakes.storage.exports import Exports
 from fakes.storage.grains import GRAIN, ZEROED
+from fakes.storage.handles import OpenDisk
 from fakes.storage.vm import Vm
 
 BIOS = "564d4e6f-1a2b-4c3d-8e4f-5a6b7c8d9e0f"
@@ -31,18 +33,18 @@ def with_vm(store: Datastore, sizes: dict[int, int] | None = None) -> Vm:
         }
         for key, size in (sizes or SIZES).items()
     ]
-    return store.create_vm("web", BIOS, disks, {})
+    return machines.create(store, "web", BIOS, disks, {})
 
 
-def live(store: Datastore, key: int) -> Handle:
+def live(store: Datastore, key: int) -> OpenDisk:
     return Exports(store).open(f"live/web/{key}")
 
 
-def frozen(store: Datastore, path: str) -> Handle:
+def frozen(store: Datastore, path: str) -> OpenDisk:
     return Exports(store).open(f"file/{path}")
 
 
-def content(handle: Handle) -> bytes:
+def content(handle: OpenDisk) -> bytes:
     buffer = bytearray(b"\xa5" * handle.size)
     handle.read(memoryview(buffer), 0)
     return bytes(buffer)
