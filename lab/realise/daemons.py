@@ -8,6 +8,7 @@ line says so. Fakes get the fabric folder; engine processes get their configurat
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import time
 from collections.abc import Awaitable
@@ -18,7 +19,7 @@ from engine.errors import VadplabError
 from engine.events import new_id
 from lab.observe.recorder import Recorder
 from lab.observe.runs import run_name
-from lab.realise import deploy
+from lab.realise import deploy, vcsim_container
 from lab.realise.process import Process
 from lab.realise.supervisor import Supervisor
 from lab.topology.model import Role
@@ -43,6 +44,7 @@ class Daemon:
 async def start(supervisor: Supervisor) -> None:
     """Starts every daemon of the topology; raises ProcessFailed with the log of the one that failed."""
     deploy.write(supervisor.topology, supervisor.lab)
+    image = vcsim_container.image_of(supervisor)
     for title, daemons, timeout in (
         ("storage", storage(supervisor), FAKES_READY),
         ("esxi", esxi(supervisor), FAKES_READY),
@@ -51,7 +53,14 @@ async def start(supervisor: Supervisor) -> None:
         ("engine", engine(supervisor), ENGINE_READY),
     ):
         begun = time.monotonic()
+        if title == "vcenter" and image is not None:
+            for daemon in daemons:
+                await vcsim_container.start(supervisor, str(daemon.host), image)
         started = await _all(*(_spawn(supervisor, daemon, timeout) for daemon in daemons))
+        if title == "vcenter" and image is not None:
+            for daemon, process in zip(daemons, started, strict=True):
+                again = functools.partial(_spawn, supervisor, daemon, FAKES_READY)
+                vcsim_container.keep(supervisor, str(daemon.host), image, process, again)
         if title == "engine":
             keep_alive(supervisor, dict(zip(daemons, started, strict=True)))
         if daemons:
@@ -146,7 +155,7 @@ def vcenter(supervisor: Supervisor) -> list[Daemon]:
                 str(supervisor.fabric.parent / name),
                 "--journal",
                 str(state / "journal.jsonl"),
-                *_vcsim(supervisor),
+                *_vcsim(supervisor, attached=True),
             ),
         )
         found.append(Daemon(name, "vcenter", "fakes.vcenter", argv))
@@ -243,7 +252,9 @@ async def _all(*work: Awaitable[Process]) -> list[Process]:
     return [result for result in results if not isinstance(result, BaseException)]
 
 
-def _vcsim(supervisor: Supervisor) -> tuple[str, ...]:
+def _vcsim(supervisor: Supervisor, *, attached: bool = False) -> tuple[str, ...]:
+    if attached and vcsim_container.image_of(supervisor) is not None:
+        return ("--attach", ":".join(map(str, vcsim_container.LISTEN)))
     return ("--vcsim", supervisor.launch.vcsim) if supervisor.launch.vcsim else ()
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from engine.errors import InputError
 from fakes.core import fabric
+from fakes.vcenter.source import default_cache
 from lab.errors import ControlFailed, HostUnknown, ProcessFailed
 from lab.realise import mounts
 from lab.realise.control import Request
@@ -99,6 +100,7 @@ class Supervisor:
             "HOME": str(self.lab.path),
             "PYTHONPATH": str(mounts.CODE),
             "PYTHONUNBUFFERED": "1",
+            "VADPLAB_CACHE": str(default_cache()),
             **(extra or {}),
         }
 
