@@ -14,6 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from engine.store import durable
+from engine.store.blocks import BlockHasher
 from engine.store.clusters import CLUSTER_BITS, DIGEST
 from engine.store.errors import FormatError, from_write_error
 
@@ -26,6 +27,7 @@ class DigestTable:
 
     def __init__(self, size: int, *, cluster_bits: int = CLUSTER_BITS) -> None:
         self.size = size
+        self._bits = cluster_bits
         self.clusters = -(-size >> cluster_bits)
         self._pages: dict[int, bytearray] = {}
         self._zeros = bytes(_PAGE * DIGEST)
@@ -57,6 +59,32 @@ class DigestTable:
     def holds(self, begin: int, end: int) -> bool:
         """Whether a cluster in `begin`..`end` may have a digest other than that of zeros."""
         return any(page in self._pages for page in range(begin // _PAGE, -(-end // _PAGE)))
+
+    def data_clusters(self) -> int:
+        """How many clusters are not zeros."""
+        zeros = bytes(DIGEST)
+        return sum(
+            1
+            for table in self._pages.values()
+            for at in range(0, len(table), DIGEST)
+            if table[at : at + DIGEST] != zeros
+        )
+
+    def resized(self, size: int) -> DigestTable:
+        """A copy for a disk of `size` bytes: cut, or continued with zeros."""
+        other = DigestTable(size, cluster_bits=self._bits)
+        for page, table in self._pages.items():
+            count = min(_PAGE, other.clusters - page * _PAGE)
+            if count > 0:
+                other._pages[page] = table[: count * DIGEST] + bytes((_PAGE - count) * DIGEST)
+        return other
+
+    def blocks(self) -> bytes:
+        """Digests of the blocks of the file that `write` makes (see `engine.store.blocks`)."""
+        hasher = BlockHasher()
+        for part in self._parts():
+            hasher.update(part)
+        return hasher.finish()
 
     def root(self) -> str:
         """BLAKE3 of the table's bytes, hexadecimal."""

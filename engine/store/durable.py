@@ -7,8 +7,14 @@ them (`tests/engine/store/test_crash.py`).
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import shutil
 from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -58,3 +64,18 @@ def make_folder(path: Path) -> None:
 def rename(old: Path, new: Path) -> None:
     """Gives `old` its final name in one step; `new` must not exist (an empty folder would be replaced)."""
     old.rename(new)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Lets two folders swap their names in one step (renameat2 with RENAME_EXCHANGE): nobody ever sees one name missing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, "this file system cannot exchange two folders in one step")
+        raise OSError(number, os.strerror(number))
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder that is no longer visible; what cannot be removed is left for the next clean-up."""
+    shutil.rmtree(folder, ignore_errors=True)

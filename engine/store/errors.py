@@ -62,7 +62,63 @@ class PointNotFound(InputError):
     advice = "List the restore points and use one of those names."
 
 
+class ChainLocked(StoreError):
+    """A chain of restore points is in use: it is being appended to, merged, restored, verified or recovered from."""
+
+    code = "store.locked"
+    symptom = "chain in use"
+    advice = (
+        "Wait until the other session ends (or end the instant recovery), then run this again; nothing was changed."
+    )
+
+
+class ParentUnusable(StoreError):
+    """A restore point cannot be the base of an incremental one."""
+
+    code = "store.parent"
+    symptom = "parent unusable"
+    advice = "Run a full backup: it begins a new chain."
+
+
+class ReadOnlyRepository(StoreError):
+    """The repository cannot be written."""
+
+    code = "store.read-only"
+    symptom = "read-only"
+    advice = "Mount the repository's file system for writing and give the service's user the right to write there."
+
+
+class RepositoryGone(StoreError):
+    """The repository's folder is not there (any more)."""
+
+    code = "store.gone"
+    symptom = "repository gone"
+    advice = "Connect or mount the repository's disk again, then run the job again."
+
+
+class ForeignFile(InputError):
+    """A folder to import holds something that is not part of a restore point."""
+
+    code = "store.foreign"
+    symptom = "not a restore point"
+    advice = "Import folders as this product wrote them, complete and without other files; nothing was imported."
+
+
+class PointExists(InputError):
+    """The repository has that restore point already."""
+
+    code = "store.exists"
+    symptom = "exists"
+    advice = "Nothing needs to be imported, or remove the other restore point first."
+
+
 def from_write_error(exc: OSError, what: str) -> StoreError:
-    """The catalogue's error for a failed write to the repository; `what` names the file."""
-    kind = StoreFull if exc.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+    """The catalogue's error for a failed access to the repository; `what` names the file or folder."""
+    kind: type[StoreError] = StoreError
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = StoreFull
+    elif exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        kind = ReadOnlyRepository
+    elif exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN):
+        kind = RepositoryGone
     return kind(f"{what}: {exc.strerror or exc}")

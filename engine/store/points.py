@@ -9,28 +9,36 @@ that rename makes the point visible. A partial folder whose lock is free belongs
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from engine.errors import InputError, VadplabError
-from engine.store import durable
-from engine.store.digests import DigestTable
-from engine.store.errors import FormatError, PointBusy, PointNotFound, StoreError, Unfinished, from_write_error
-from engine.store.manifest import POINT_ID, Manifest
-from engine.store.reader import Qcow2Reader
-from engine.store.verify import walk
+from engine.errors import InputError
+from engine.store import checks, durable, locks, space
+from engine.store.errors import (
+    FormatError,
+    ParentUnusable,
+    PointBusy,
+    PointNotFound,
+    RepositoryGone,
+    StoreFull,
+    Unfinished,
+    from_write_error,
+)
+from engine.store.manifest import POINT_ID, Kind, Manifest
 
 PARTIAL = ".partial-"
+MERGED = ".merge-"
+REMOVED = ".removed-"
+HIDDEN = (PARTIAL, MERGED, REMOVED)
+"""Beginnings of the names of folders that are not visible; one without a living owner is rubbish."""
 
 
 def new_point_id(now: datetime | None = None) -> str:
@@ -66,6 +74,7 @@ class Point:
             "point": manifest.point,
             "created": manifest.created.isoformat(),
             "kind": manifest.kind,
+            "parent": manifest.parent,
             "consistency": manifest.consistency,
             "session": manifest.session,
             "size": sum(disk.capacity for disk in manifest.disks),
@@ -81,6 +90,14 @@ class _Making:
     folder: Path
     lock: int
     session: str | None
+    kind: Kind
+    parent: Manifest | None
+    held: contextlib.ExitStack
+    reserved: int
+
+    def release(self) -> None:
+        os.close(self.lock)
+        self.held.close()
 
 
 class Points:
@@ -91,34 +108,63 @@ class Points:
         self._making: dict[tuple[str, str, str], _Making] = {}
         self._guard = threading.Lock()
 
-    def begin(self, job: str, vm: str, point: str, *, session: str | None = None) -> Path:
+    def begin(
+        self,
+        job: str,
+        vm: str,
+        point: str,
+        *,
+        session: str | None = None,
+        kind: Kind = "full",
+        parent: str | None = None,
+        estimate: int = 0,
+    ) -> Path:
         """Makes the folder of a new point and returns it; abandoned folders of the same VM are removed first.
+
+        Args:
+            kind, parent: `full`, or `incremental` on the visible point `parent` of the same job and VM. Its chain stays locked
+                against merging, and against another incremental, until commit or abort.
+            estimate: bytes that the point will take (`space.estimate`); kept free for it among the points of this process.
 
         Raises:
             PointBusy: that id is being made or exists. InputError: not a point id, or an empty name.
+            ParentUnusable: the parent is missing, damaged, half-written or not the newest of its chain.
+            ChainLocked: somebody adds to or merges this chain. StoreFull: the estimate does not fit.
+            ReadOnlyRepository, RepositoryGone.
         """
-        parent = self._parent(job, vm, point)
-        with self._guard:
+        if (kind == "incremental") != (parent is not None) or kind not in ("full", "incremental"):
+            raise InputError(f"a new restore point is full, or incremental with a parent; not {kind} with {parent}")
+        folder_of_vm = self._parent(job, vm, point)
+        with self._guard, contextlib.ExitStack() as held:
             try:
-                self._make_parents(parent)
-                self._remove_abandoned(parent)
-                folder = parent / f"{PARTIAL}{point}"
-                if (parent / point).exists() or folder.exists():
+                self._make_parents(folder_of_vm)
+                remove_abandoned(folder_of_vm)
+                folder = folder_of_vm / f"{PARTIAL}{point}"
+                if (folder_of_vm / point).exists() or folder.exists():
                     raise PointBusy(f"restore point {point} of {vm} exists or is being made by another session")
+                held.enter_context(locks.append(folder_of_vm, exclusive=parent is not None))
+                below = None
+                if parent is not None:
+                    if not POINT_ID.fullmatch(parent):
+                        raise ParentUnusable(f"{parent!r} is not the id of a visible restore point")
+                    held.enter_context(locks.chain(folder_of_vm))
+                    below = checks.require_usable_parent(folder_of_vm / parent)
+                self._require_space(estimate)
                 durable.make_folder(folder)
             except OSError as exc:
-                raise from_write_error(exc, str(parent)) from exc
-            lock = _lock(folder)
+                raise from_write_error(exc, str(folder_of_vm)) from exc
+            lock = locks.folder_lock(folder)
             if lock is None:
                 raise PointBusy(f"restore point {point} of {vm} was taken by another session")
-            self._making[job, vm, point] = _Making(folder, lock, session)
+            self._making[job, vm, point] = _Making(folder, lock, session, kind, below, held.pop_all(), estimate)
             return folder
 
     def commit(self, job: str, vm: str, point: str, manifest: dict[str, Any] | Manifest) -> Path:
         """Checks the point's files against its manifest, syncs everything, and makes the point visible.
 
-        The movers verified every block before they wrote a digest file (`engine.store.target`); commit binds manifest, digest
-        files and disk files together and walks the structure of each disk.
+        The movers verified every block before they wrote the digest files (`engine.store.target`); commit binds manifest,
+        digest files and disk files together, walks the structure of each disk, and fills in what only the repository knows
+        (kind and parent as begun, digests of the files, counts).
 
         Raises:
             Unfinished: nothing was begun under that name, or a file is missing or differs from the manifest.
@@ -130,17 +176,18 @@ class Points:
             checked = manifest if isinstance(manifest, Manifest) else Manifest.parse(manifest)
             if (checked.job, checked.vm.name, checked.point) != (job, vm, point):
                 raise Unfinished(f"restore point {point} of {vm}: the manifest names another point")
-            _check_files(making.folder, checked)
+            if checked.parent is not None and (making.parent is None or checked.parent != making.parent.point):
+                raise Unfinished(f"restore point {point} of {vm}: it was not begun on {checked.parent}")
             final = making.folder.parent / point
             try:
-                checked.write(making.folder)
+                checks.completed(making.folder, checked, making.kind, making.parent).write(making.folder)
                 durable.sync_folder(making.folder)
                 durable.rename(making.folder, final)
                 durable.sync_folder(final.parent)
             except OSError as exc:
                 raise from_write_error(exc, str(making.folder)) from exc
             del self._making[job, vm, point]
-            os.close(making.lock)
+            making.release()
             return final
 
     def abort(self, job: str, vm: str, point: str) -> None:
@@ -164,6 +211,8 @@ class Points:
 
     def list(self) -> list[Point]:
         """Every visible restore point, oldest first; one whose manifest is damaged is listed with its error."""
+        if not self.repository.is_dir():
+            raise RepositoryGone(f"repository {self.repository}: no such folder")
         found = []
         for folder in sorted(self._visible(), key=lambda path: (path.name, str(path))):
             try:
@@ -187,10 +236,29 @@ class Points:
             raise PointNotFound(f"restore point {point}: " + ("not found" if not matches else f"{len(matches)} match"))
         return matches[0]
 
+    def of_vm(self, job: str, vm: str) -> Sequence[Point]:
+        """The visible points of one VM of one job, oldest first."""
+        folder = self.repository / folder_name(job) / folder_name(vm)
+        return [point for point in self.list() if point.folder.parent == folder]
+
+    def newest(self, job: str, vm: str) -> Point | None:
+        """The point on which the next incremental could stand: the newest one, unless its manifest is damaged."""
+        found = self.of_vm(job, vm)
+        return found[-1] if found and found[-1].manifest is not None else None
+
+    def estimate(self, job: str, vm: str, *, data: int, capacity: int) -> int:
+        """Bytes for a new point of that VM in which `data` bytes of disks of `capacity` bytes are sent."""
+        history = [point.manifest for point in self.of_vm(job, vm) if point.manifest is not None]
+        return space.estimate(data, capacity, history)
+
     def free_bytes(self) -> int:
-        """Space that is left for new points."""
-        usage = os.statvfs(self.repository)
-        return usage.f_bavail * usage.f_frsize
+        """Space that is left for new points: what is free, less what the points in the making have reserved."""
+        try:
+            free = space.free(self.repository)
+        except OSError as exc:
+            raise from_write_error(exc, f"repository {self.repository}") from exc
+        reserved = sum(max(0, m.reserved - space.used(m.folder)) for m in list(self._making.values()) if m.reserved)
+        return max(0, free - reserved)
 
     def _parent(self, job: str, vm: str, point: str) -> Path:
         if not POINT_ID.fullmatch(point):
@@ -199,24 +267,24 @@ class Points:
 
     def _make_parents(self, parent: Path) -> None:
         if not self.repository.is_dir():
-            raise StoreError(f"repository {self.repository}: no such folder")
+            raise RepositoryGone(f"repository {self.repository}: no such folder")
         for folder in (parent.parent, parent):
             if not folder.is_dir():
                 with contextlib.suppress(FileExistsError):
                     durable.make_folder(folder)
 
-    def _remove_abandoned(self, parent: Path) -> None:
-        for folder in parent.glob(f"{PARTIAL}*"):
-            lock = _lock(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+    def _require_space(self, estimate: int) -> None:
+        if estimate and estimate > (free := self.free_bytes()):
+            raise StoreFull(
+                f"repository {self.repository}: about {estimate >> 20} MiB are needed, {free >> 20} MiB are free"
+                " and not reserved by other sessions"
+            )
 
     def _drop(self, key: tuple[str, str, str]) -> None:
         making = self._making.pop(key, None)
         if making is not None:
-            shutil.rmtree(making.folder, ignore_errors=True)
-            os.close(making.lock)
+            durable.remove_tree(making.folder)
+            making.release()
 
     def _visible(self) -> Iterator[Path]:
         for folder in self.repository.glob("*/*/*"):
@@ -224,32 +292,9 @@ class Points:
                 yield folder
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None when another process (or this one) holds it, or it is gone."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd
-    except OSError:
-        os.close(fd)
-        return None
-
-
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for disk in manifest.disks:
-        what = f"restore point {manifest.point}, {disk.file}"
-        try:
-            with Qcow2Reader(folder / disk.file) as reader:
-                if reader.size != disk.capacity or reader.length != disk.stored:
-                    raise Unfinished(f"{what}: its size differs from the manifest")
-                problems = walk(reader)
-            root = DigestTable.load(folder / disk.digests, disk.capacity).root()
-        except VadplabError as exc:
-            raise Unfinished(f"{what}: {exc.message}") from exc
-        if problems:
-            raise Unfinished(f"{what}: {problems[0]}")
-        if root != disk.root:
-            raise Unfinished(f"{what}: its digests differ from the manifest")
+def remove_abandoned(folder: Path) -> None:
+    """Removes what dead processes left in a VM's folder: points in the making, and what was to be removed."""
+    for path in folder.glob(".*-*"):
+        if path.name.startswith(HIDDEN) and (lock := locks.folder_lock(path)) is not None:
+            durable.remove_tree(path)
+            os.close(lock)

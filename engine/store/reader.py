@@ -30,9 +30,13 @@ class Stored:
 
 
 class Qcow2Reader:
-    """One file, with `backing` below it (clusters that this file does not hold are asked from there)."""
+    """One file, with `backing` below it (clusters that this file does not hold are asked from there).
 
-    def __init__(self, path: Path, *, backing: Qcow2Reader | None = None) -> None:
+    Args:
+        alone: read this file by itself although it names one below it; what that one holds then reads as zeros.
+    """
+
+    def __init__(self, path: Path, *, backing: Qcow2Reader | None = None, alone: bool = False) -> None:
         self.path = path
         self.backing = backing
         try:
@@ -42,7 +46,7 @@ class Qcow2Reader:
         try:
             self.length = os.fstat(self._fd).st_size
             self.header = layout.Header.decode(os.pread(self._fd, 4096, 0), path.name)
-            if self.header.backing and backing is None:
+            if self.header.backing and backing is None and not alone:
                 raise FormatError(f"{path.name}: needs {self.header.backing} below it")
             count = self.header.l1_entries
             self.l1 = struct.unpack(f">{count}Q", self.pread(self.header.l1_offset, 8 * count))
@@ -62,11 +66,15 @@ class Qcow2Reader:
 
     def close(self) -> None:
         """Closes this file and those below it."""
+        self.close_own()
+        if self.backing:
+            self.backing.close()
+
+    def close_own(self) -> None:
+        """Closes this file only."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self.backing:
-            self.backing.close()
 
     def pread(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of the file.
@@ -105,16 +113,22 @@ class Qcow2Reader:
         table = self.table(cluster // self.header.table_entries)
         return table[cluster % self.header.table_entries] if table else 0
 
-    def find(self, cluster: int) -> tuple[Qcow2Reader, Stored] | None:
-        """The file of the chain that holds a cluster, and where; None when it reads as zeros."""
+    def find_own(self, cluster: int) -> Stored | None:
+        """Where this very file holds a cluster's bytes; None when it holds none."""
         entry = self.entry(cluster)
         if entry & layout.COMPRESSED:
             offset, length = layout.compressed_range(entry, self.header.cluster_bits)
-            return self, Stored(offset, min(length, self.length - offset), True)
-        if entry & layout.READS_AS_ZEROS:
+            return Stored(offset, min(length, self.length - offset), True)
+        if entry & layout.READS_AS_ZEROS or not entry & layout.OFFSET_MASK:
             return None
-        if offset := entry & layout.OFFSET_MASK:
-            return self, Stored(offset, self.cluster, False)
+        return Stored(entry & layout.OFFSET_MASK, self.cluster, False)
+
+    def find(self, cluster: int) -> tuple[Qcow2Reader, Stored] | None:
+        """The file of the chain that holds a cluster, and where; None when it reads as zeros."""
+        if stored := self.find_own(cluster):
+            return self, stored
+        if self.entry(cluster) & layout.READS_AS_ZEROS:
+            return None
         if self.backing and cluster < self.backing.clusters:
             return self.backing.find(cluster)
         return None
@@ -134,6 +148,11 @@ class Qcow2Reader:
             return None
         data, compressed = found
         return unpacker.expand(data) if compressed else data
+
+    def named_clusters(self) -> int:
+        """How many clusters this very file names: data and zeros that hide what lies below."""
+        tables = (self.table(index) for index, word in enumerate(self.l1) if word & layout.OFFSET_MASK)
+        return sum(1 for table in tables for entry in table if entry & ~layout.COPIED)
 
     def allocated(self) -> Iterator[int]:
         """Numbers of the clusters that some file of the chain holds, ascending."""

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from engine.store import durable
+from engine.errors import InputError, VadplabError
+from engine.store import chain, durable, health, locks
 from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
-from engine.store.errors import Damaged, FormatError, PointNotFound, from_write_error
+from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
-from engine.store.reader import Qcow2Reader
 from engine.store.verify import check_clusters, matches
+
+LOCK_WAIT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,40 @@ class RestoreStats:
     received: int = 0
 
 
+class TargetFile(InputError):
+    """The file to restore to cannot be written."""
+
+    code = "store.target"
+    exit_code = 1
+    symptom = "cannot be written"
+    advice = "Name a file in a folder that exists, on a file system with enough space; nothing was left behind."
+
+
 class PointDisk:
-    """One disk of the visible restore point in `folder`, chosen by its vSphere key.
+    """One disk of the visible restore point in `folder`, chosen by its vSphere key; whole, wherever in the chain its data lies.
+
+    While it is open the chain is locked against merging and removal (other readers and new points are not disturbed).
+
+    Args:
+        wait: seconds to wait while the chain is being changed.
 
     Raises:
-        PointNotFound: no such point or disk. FormatError, Damaged: its files are not what the manifest says.
+        PointNotFound: no such point or disk. ChainLocked: the chain is being changed.
+        FormatError, Damaged: its files are not what the manifests say.
     """
 
-    def __init__(self, folder: Path, key: int) -> None:
+    def __init__(self, folder: Path, key: int, *, wait: float = LOCK_WAIT) -> None:
         if not folder.is_dir():
             raise PointNotFound(f"restore point {folder.name}: not found")
+        self.folder = folder
+        self._lock = locks.chain(folder.parent, wait=wait)
+        try:
+            self._open(folder, key)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, folder: Path, key: int) -> None:
         self.manifest = Manifest.load(folder)
         entry = self.manifest.disk(key)
         if entry is None:
@@ -49,13 +75,14 @@ class PointDisk:
             raise PointNotFound(f"restore point {folder.name}: no disk {key} (it has {known})")
         self.entry: DiskEntry = entry
         self.name = f"restore point {folder.name}, {entry.file}"
-        self.digests = DigestTable.load(folder / entry.digests, entry.capacity)
-        if self.digests.root() != entry.root:
-            raise Damaged(f"{self.name}: the digest file {entry.digests} does not match the manifest")
-        self.reader = Qcow2Reader(folder / entry.file)
-        if self.reader.size != entry.capacity:
-            self.reader.close()
-            raise Damaged(f"{self.name}: holds {self.reader.size} bytes, the manifest says {entry.capacity}")
+        try:
+            self.chain = chain.links(folder, self.manifest)
+            self.digests = DigestTable.load(folder / entry.digests, entry.capacity)
+            if self.digests.root() != entry.root:
+                raise Damaged(f"{self.name}: the digest file {entry.digests} does not match the manifest")
+            self.reader = chain.open_disk(self.chain, key)
+        except (FormatError, Damaged) as exc:
+            raise Damaged(f"{self.name}: {self._trouble(exc.message)}") from exc
 
     def __enter__(self) -> PointDisk:
         return self
@@ -69,8 +96,19 @@ class PointDisk:
         return self.entry.capacity
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files and unlocks the chain."""
         self.reader.close()
+        self._lock.close()
+
+    def cluster(self, number: int, unpacker: Unpacker) -> bytes | None:
+        """The bytes of one cluster, checked against its digest; None for zeros. Raises Damaged as `batches`."""
+        try:
+            data = self.reader.read(number, unpacker)
+        except FormatError as exc:
+            raise self._damaged(number) from exc
+        if not matches(data, self.digests.get(number)):
+            raise self._damaged(number)
+        return data
 
     def batches(self) -> Iterator[Batch]:
         """Checked batches that hold something, in the order of the disk.
@@ -116,7 +154,16 @@ class PointDisk:
     def _damaged(self, cluster: int) -> Damaged:
         report = check_clusters(self.reader, self.digests)
         detail = report.describe() if report.damaged else "changed while it was read"
-        return Damaged(f"{self.name}: refused at offset {cluster * self.reader.cluster}: {detail}")
+        where = f"{self.name}: refused at offset {cluster * self.reader.cluster}"
+        return Damaged(f"{where}: {self._trouble(detail)}")
+
+    def _trouble(self, detail: str) -> str:
+        """`detail`, the damaged places in the files of this point's chain, and what else of this VM is intact."""
+        try:
+            report = health.of_vm(self.folder.parent)
+        except VadplabError as exc:
+            return f"{detail}; what else is intact could not be found out: {exc.message}"
+        return f"{detail}; {report.summary(self.folder.name, self.manifest.vm.name)}"
 
 
 class SparseFile:
@@ -132,7 +179,7 @@ class SparseFile:
             self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             os.ftruncate(self._fd, size)
         except OSError as exc:
-            raise from_write_error(exc, str(self._part)) from exc
+            raise _refused(exc, self._part) from exc
 
     def put(self, first: int, lengths: list[int], digests: bytes, payload: memoryview, unpacker: Unpacker) -> None:
         """Writes the clusters of a batch after checking each against its digest.
@@ -150,7 +197,7 @@ class SparseFile:
             try:
                 durable.write_at(self._fd, memoryview(data)[: self.size - offset], offset)
             except OSError as exc:
-                raise from_write_error(exc, str(self._part)) from exc
+                raise _refused(exc, self._part) from exc
             self.written += min(len(data), self.size - offset)
             self.blocks += 1
 
@@ -162,7 +209,7 @@ class SparseFile:
             self._fd = -1
             self._part.replace(self.path)
         except OSError as exc:
-            raise from_write_error(exc, str(self.path)) from exc
+            raise _refused(exc, self.path) from exc
 
     def discard(self) -> None:
         """Removes the unfinished file; harmless after `finish`."""
@@ -170,6 +217,10 @@ class SparseFile:
             os.close(self._fd)
             self._fd = -1
             self._part.unlink(missing_ok=True)
+
+
+def _refused(exc: OSError, path: Path) -> TargetFile:
+    return TargetFile(f"{path}: {exc.strerror or exc}")
 
 
 def to_file(disk: PointDisk, path: Path) -> RestoreStats:

@@ -47,6 +47,9 @@ class SegmentWriter:
         for index in range(segments):
             self._free.put(index)
         self._error: BaseException | None = None
+        self._written = 0
+        self._ended = False
+        self._progress = threading.Condition()
         self._current = self._free.get()
         self._base = 0
         self._fill = start
@@ -63,6 +66,21 @@ class SegmentWriter:
     def position(self) -> int:
         """Offset in the file of the next byte."""
         return self._base + self._fill
+
+    def wait_written(self, offset: int) -> None:
+        """Returns when everything before `offset` was handed to the device; at the latest when the writer ends.
+
+        May be called from any thread. How long it takes is up to whoever appends.
+
+        Raises:
+            StoreError: writing failed, or the writer was closed before.
+        """
+        with self._progress:
+            self._progress.wait_for(lambda: self._written >= offset or self._ended)
+            if self._written >= offset:
+                return
+        self._check()
+        raise StoreError(f"{self.path.name}: the writer ended")
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Copies `data` into the stream."""
@@ -157,7 +175,16 @@ class SegmentWriter:
                     )
                 except BaseException as exc:
                     self._error = exc
+            with self._progress:
+                if self._error is None:
+                    self._written = offset + count
+                else:
+                    self._ended = True
+                self._progress.notify_all()
             self._free.put(index)
+        with self._progress:
+            self._ended = True
+            self._progress.notify_all()
 
 
 def _open_direct(path: Path) -> tuple[int, bool]:

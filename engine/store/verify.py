@@ -58,10 +58,12 @@ class Report:
         return "; ".join(parts) or "intact"
 
 
-def verify_disk(path: Path, table: DigestTable, *, threads: int = THREADS) -> Report:
+def verify_disk(
+    path: Path, table: DigestTable, *, backing: Qcow2Reader | None = None, threads: int = THREADS
+) -> Report:
     """Walks the structure of the qcow2 file and checks every cluster against `table`; damage is reported, not raised."""
     try:
-        reader = Qcow2Reader(path)
+        reader = Qcow2Reader(path, backing=backing)
     except FormatError as exc:
         return Report(clusters=table.clusters, problems=[exc.message])
     with reader:
@@ -179,5 +181,5 @@ def _ranges(reader: Qcow2Reader, table: DigestTable) -> Iterator[int]:
     per_table = reader.header.table_entries
     for index in range(-(-reader.clusters // per_table)):
         begin, end = index * per_table, min((index + 1) * per_table, reader.clusters)
-        if reader.l1[index] & layout.OFFSET_MASK or reader.backing or table.holds(begin, end):
+        if reader.holds(index) or table.holds(begin, end):
             yield from range(begin, end, _RANGE)

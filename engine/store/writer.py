@@ -61,10 +61,32 @@ class Qcow2Writer:
         """Bytes of the file so far."""
         return self._out.position
 
-    def add(self, first: int, lengths: Sequence[int], payload: memoryview) -> None:
+    @property
+    def tables(self) -> dict[int, array[int]]:
+        """The L2 tables by number."""
+        return self._tables
+
+    @property
+    def direct(self) -> bool:
+        """Whether the file is written past the page cache."""
+        return self._out.direct
+
+    def wait_written(self, offset: int) -> None:
+        """Returns when everything before `offset` of the file was handed to the device; for other threads too."""
+        self._out.wait_written(offset)
+
+    def holds(self, cluster: int) -> bool:
+        """Whether the file names that cluster already."""
+        table = self._tables.get(cluster // self._entries)
+        return bool(table and table[cluster % self._entries])
+
+    def add(self, first: int, lengths: Sequence[int], payload: memoryview) -> list[int]:
         """Appends a batch (see `engine.store.clusters`): zstd frames first, raw clusters after them.
 
         A length of 0 leaves the cluster unallocated, or marks it as zeros when there is a backing file.
+
+        Returns:
+            Where each cluster lies in the file; 0 for zeros.
 
         Raises:
             FormatError: the batch does not fit the disk, or a cluster was added before. StoreError: the disk refused.
@@ -72,10 +94,12 @@ class Qcow2Writer:
         if not 0 <= first <= first + len(lengths) <= self.clusters or sum(lengths) != len(payload):
             raise FormatError(f"{self.path.name}: a batch at cluster {first} does not fit the disk")
         at = self._out.position
+        places = [0] * len(lengths)
         frames = 0
         for position, length in enumerate(lengths):
             if 0 < length < self.cluster:
                 self._map(first + position, layout.compressed_entry(at, length, self.cluster_bits))
+                places[position] = at
                 self._count((at >> 9 << 9) >> self.cluster_bits, ((at + length - 1) >> self.cluster_bits) + 1)
                 at += length
                 frames += length
@@ -88,9 +112,11 @@ class Qcow2Writer:
             for position, length in enumerate(lengths):
                 if length == self.cluster:
                     self._map(first + position, layout.COPIED | at)
+                    places[position] = at
                     self._count(at >> self.cluster_bits, (at >> self.cluster_bits) + 1)
                     at += self.cluster
             self._out.append(payload[frames:])
+        return places
 
     def finish(self) -> int:
         """Writes the tables, syncs, writes the header, syncs; returns the file's length in bytes."""

@@ -43,8 +43,9 @@ def test_visible_only_after_commit(points: Points) -> None:
     assert not folder.exists()
     summary = points.list()[0].summary()
     assert summary["vm"] == "vm1" and summary["size"] == len(CONTENT) and summary["error"] is None
-    assert sorted(path.name for path in final.iterdir()) == ["disk-2000.digests", "disk-2000.qcow2", "manifest.json"]
-    assert json.loads((final / "manifest.json").read_text())["schema"] == "vadplab.point/1"
+    names = ["disk-2000.blocks", "disk-2000.digests", "disk-2000.qcow2", "manifest.json"]
+    assert sorted(path.name for path in final.iterdir()) == names
+    assert json.loads((final / "manifest.json").read_text())["schema"] == "vadplab.point/2"
 
 
 def test_abort_removes_everything(points: Points) -> None:
