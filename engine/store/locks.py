@@ -3,7 +3,7 @@
 
 Two locks per VM folder, because adding a point disturbs no reader:
     chain    on the folder itself. Shared: read (restore, verify, instant recovery, append). Exclusive: exchange and remove.
-    append   on the file `.append` in it. Shared: a full is being made. Exclusive: an incremental, a merge or an import.
+    append   on the file `.<folder>.append` beside it. Shared: a full is being made. Exclusive: an incremental, a merge or an import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from types import TracebackType
 
 from engine.store.errors import ChainLocked, from_write_error
 
-APPEND = ".append"
 _POLL = 0.05
 
 
@@ -62,7 +61,7 @@ def chain(folder: Path, *, exclusive: bool = False, wait: float = 0.0) -> Lock:
 def append(folder: Path, *, exclusive: bool, wait: float = 0.0) -> Lock:
     """Locks the right to add restore points to the VM folder `folder`. Raises as `chain`."""
     what = f"{folder}: another session is adding or merging restore points"
-    return _open(folder / APPEND, os.O_RDWR | os.O_CREAT, what, exclusive, wait)
+    return _open(folder.with_name(f".{folder.name}.append"), os.O_RDWR | os.O_CREAT, what, exclusive, wait)
 
 
 def folder_lock(folder: Path) -> int | None:

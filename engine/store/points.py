@@ -236,6 +236,13 @@ class Points:
             raise PointNotFound(f"restore point {point}: " + ("not found" if not matches else f"{len(matches)} match"))
         return matches[0]
 
+    def folder_of(self, job: str, vm: str) -> Path:
+        """The folder of the points of one VM of one job. Raises PointNotFound when there is none."""
+        folder = self.repository / folder_name(job) / folder_name(vm)
+        if not folder.is_dir():
+            raise PointNotFound(f"there are no restore points of {vm} of job {job}")
+        return folder
+
     def of_vm(self, job: str, vm: str) -> Sequence[Point]:
         """The visible points of one VM of one job, oldest first."""
         folder = self.repository / folder_name(job) / folder_name(vm)

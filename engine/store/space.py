@@ -44,3 +44,19 @@ def free(repository: Path) -> int:
     """Bytes that are left on the repository's file system for this user. Raises OSError."""
     usage = os.statvfs(repository)
     return usage.f_bavail * usage.f_frsize
+
+
+def chain_bytes(folder: Path, manifest: Manifest) -> int:
+    """About as many bytes as a synthetic full of that point will take, from the files of its chain in the VM's folder."""
+    total, seen, current = 0, set(), manifest
+    while True:
+        total += sum(disk.stored for disk in current.disks)
+        seen.add(current.point)
+        if current.parent is None or current.parent in seen:
+            break
+        current = Manifest.load(folder / current.parent)
+    fulls = sum(disk.changed or 0 for disk in current.disks)
+    if not fulls:
+        return total
+    per_cluster = sum(disk.stored for disk in current.disks) / fulls
+    return int(min(total, _CAUTION * per_cluster * sum(disk.allocated or 0 for disk in manifest.disks) + _FIXED))
