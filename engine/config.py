@@ -10,8 +10,15 @@
     resolver: {esxi-1: 10.77.8.10}  names that are looked up here before the system's resolver
     mover_ports: [2500, 3300]       Transport Service: first and last port of its Data Movers
     repository: FOLDER              Transport Service of a repository: where restore points are kept
-    service: {database: URL, secrets_key: FILE, infrastructure: FILE}     Backup Service only
-    backup_server: {name: backup-server, port: 9392}                      console only
+    proxy: {vm_uuid: UUID, devices: /dev/disk/by-id}                       proxy that is a VM: HotAdd
+    san: {portals: [10.77.9.10:3260], initiator: IQN, chap: {username: NAME, secret_file: FILE}}   proxy with access to the SAN
+    service:                        Backup Service only
+      database: URL                 sqlite:///FILE or postgresql://USER@HOST:5432/DATABASE (TLS, verified against `ca`)
+      database_password: FILE       of a PostgreSQL user
+      secrets_key: FILE
+      infrastructure: FILE
+      rest_port: 9419               REST service; none without it
+    backup_server: {name: backup-server, port: 9392, rest_port: 9419}     console only
 
 Relative paths are relative to the file's folder.
 """
@@ -27,10 +34,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from engine.dialer import Dialer
 from engine.errors import InputError
 from engine.events import EventLog
+from engine.model.connect import Place, place
 from engine.rpc.identity import Identity
 
 SERVICE_PORT = 9392
 TRANSPORT_PORT = 6162
+REST_PORT = 9419
 MOVER_PORTS = (2500, 3300)
 
 
@@ -58,6 +67,8 @@ class ServiceSettings(_Strict):
     """What only the Backup Service needs. `infrastructure` is read by `infra rescan` (`engine.model.infrastructure`)."""
 
     database: str
+    database_password: FilePath | None = None
+    rest_port: Port | None = None
     secrets_key: FilePath
     infrastructure: FilePath
 
@@ -67,6 +78,29 @@ class BackupServer(_Strict):
 
     name: str = "backup-server"
     port: Port = SERVICE_PORT
+    rest_port: Port = REST_PORT
+
+
+class ProxyVm(_Strict):
+    """A proxy that is a VM: its BIOS UUID, by which it finds itself in vCenter, and where its disks appear."""
+
+    vm_uuid: str = Field(pattern=r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$")
+    devices: FilePath = Path("/dev/disk/by-id")
+
+
+class Chap(_Strict):
+    """CHAP name, and the file whose first line is the secret."""
+
+    username: str = Field(min_length=1)
+    secret_file: FilePath
+
+
+class San(_Strict):
+    """A proxy with access to the SAN: iSCSI portals `address:port` and the initiator's name."""
+
+    portals: list[Annotated[str, Field(pattern=r"^[^\s:]+(:\d{1,5})?$")]] = Field(min_length=1)
+    initiator: str = Field(pattern=r"^(iqn|eui|naa)\.\S+$")
+    chap: Chap | None = None
 
 
 class EngineConfig(_Strict):
@@ -81,6 +115,8 @@ class EngineConfig(_Strict):
     resolver: dict[str, str] = Field(default_factory=dict)
     mover_ports: tuple[Port, Port] = MOVER_PORTS
     repository: FilePath | None = None
+    proxy: ProxyVm | None = None
+    san: San | None = None
     service: ServiceSettings | None = None
     backup_server: BackupServer = BackupServer()
 
@@ -93,6 +129,17 @@ class EngineConfig(_Strict):
         if self.events is not None:
             self.events.parent.mkdir(parents=True, exist_ok=True)
         return EventLog(self.events, host=self.name, process=process, session=session, task=task)
+
+    def database_place(self) -> Place:
+        """Where the Backup Service's configuration database is. Raises InputError when this machine has none."""
+        if self.service is None:
+            raise InputError(f"{self.name}: the configuration has no `service`")
+        return place(
+            self.service.database,
+            password=self.service.database_password,
+            ca=self.identity.ca,
+            keylog=self.keylog,
+        )
 
     def dialer(self, events: EventLog) -> Dialer:
         """The dialer of a process that writes to `events`."""

@@ -1,50 +1,43 @@
 # SPDX-License-Identifier: MIT
-"""The configuration database: SQLAlchemy over SQLite. Blocking; the Backup Service calls it in threads.
+"""The configuration database: SQLAlchemy over SQLite or PostgreSQL. Blocking; the Backup Service calls it in threads.
 
-What it gives and takes are plain values, so that no database object leaves a thread.
+What it gives and takes are plain values, so that no database object leaves a thread. `job_book`, `server_book` and
+`tokens` are its parts that consoles change; what a rescan and runs store is here.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, delete, event, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
+from engine.dialer import Dialer
 from engine.errors import InputError, MissingError
+from engine.model import migrate
+from engine.model.connect import DatabaseFailed, Place, Sessions, engine_for, place
 from engine.model.infrastructure import Infrastructure, Job
+from engine.model.jobs import JobBook, JobUnknown, replace_file_jobs
 from engine.model.secrets import SecretBox
+from engine.model.servers import ServerBook, replace_file_servers
 from engine.model.tables import (
-    Base,
     CredentialsRow,
     DiskRow,
     GuestRow,
-    JobRow,
     PlacementRow,
     ServerRow,
     SessionRow,
     VCenterRow,
     VmRow,
 )
+from engine.model.tokens import Tokens
 from engine.vsphere import VmInfo
 
-
-class DatabaseFailed(MissingError):
-    """The configuration database cannot be opened or used."""
-
-    code = "database.failed"
-    advice = "Check the database's URL in the configuration, its folder's rights, and free space."
-
-
-class JobUnknown(InputError):
-    """There is no job of that name."""
-
-    code = "job.unknown"
-    advice = "List the jobs with `job list`; a job that was just added needs `infra rescan`."
+__all__ = ["Database", "DatabaseFailed", "JobUnknown", "NothingKnown"]
 
 
 class NothingKnown(MissingError):
@@ -55,40 +48,62 @@ class NothingKnown(MissingError):
 
 
 class Database:
-    """The configuration database at `url`, with secrets sealed by `box`. Raises DatabaseFailed."""
+    """The configuration database at `where`, with secrets sealed by `box`.
 
-    def __init__(self, url: str, box: SecretBox) -> None:
+    It is brought to the newest revision when it is opened. `dialer` opens the connections to a server; `step` makes each
+    use open one of its own for that step.
+
+    Raises:
+        DatabaseFailed, DatabaseUrl. ConnectError: its server is not reached.
+    """
+
+    def __init__(
+        self,
+        where: str | Place,
+        box: SecretBox,
+        *,
+        dialer: Dialer | None = None,
+        step: str | None = None,
+        migrated: bool = False,
+    ) -> None:
         self._box = box
-        try:
-            parsed = make_url(url)
-            if parsed.get_backend_name() == "sqlite" and parsed.database:
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine = create_engine(url)
-            if parsed.get_backend_name() == "sqlite":
-                event.listen(self._engine, "connect", _sqlite_pragmas)
-            Base.metadata.create_all(self._engine)
-        except (SQLAlchemyError, OSError) as exc:
-            raise DatabaseFailed(f"configuration database cannot be opened: {type(exc).__name__}") from exc
-        self._session: sessionmaker[Session] = sessionmaker(self._engine)
+        self.where = place(where) if isinstance(where, str) else where
+        if not migrated:
+            migrate.upgrade(self.where, dialer)
+        self._sessions = Sessions(engine_for(self.where, dialer, step=step, single=step is not None), self.where)
+        self.job_book = JobBook(self._sessions)
+        self.server_book = ServerBook(self._sessions)
+        self.tokens = Tokens(self._sessions)
 
     def close(self) -> None:
         """Closes all connections."""
-        self._engine.dispose()
+        self._sessions.engine.dispose()
+
+    @contextmanager
+    def for_step(self, step: str, dialer: Dialer) -> Iterator[Database]:
+        """The same database over a new connection that `step` opens; a SQLite file has no connections and is itself."""
+        if self.where.is_sqlite:
+            yield self
+            return
+        database = Database(self.where, self._box, dialer=dialer, step=step, migrated=True)
+        try:
+            yield database
+        finally:
+            database.close()
 
     # Infrastructure
 
     def store_infrastructure(self, infrastructure: Infrastructure) -> None:
         """Replaces what the administrator configured; inventory, facts and seen thumbprints of kept entries stay."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             seen = {row.name: row.thumbprint for row in session.scalars(select(VCenterRow))}
-            facts = {row.name: (row.facts, row.problem) for row in session.scalars(select(ServerRow))}
             keys = {row.vm: row.host_key for row in session.scalars(select(GuestRow))}
             known = {v.name for v in infrastructure.vcenters}
             for vm in session.scalars(select(VmRow)):
                 if vm.vcenter not in known:
                     session.delete(vm)
             session.flush()
-            for table in (GuestRow, CredentialsRow, ServerRow, JobRow):
+            for table in (GuestRow, CredentialsRow):
                 session.execute(delete(table))
             for row in session.scalars(select(VCenterRow)):
                 if row.name not in known:
@@ -104,20 +119,7 @@ class Database:
                         sealed_password=self._box.seal(v.password.get_secret_value()),
                     )
                 )
-            for s in infrastructure.servers:
-                fact, problem = facts.get(s.name, ({}, None))
-                session.add(
-                    ServerRow(
-                        name=s.name,
-                        address=s.address,
-                        port=s.port,
-                        roles=list(s.roles),
-                        max_tasks=s.max_tasks,
-                        modes=list(s.modes),
-                        facts=fact,
-                        problem=problem,
-                    )
-                )
+            replace_file_servers(session, infrastructure.servers)
             for c in infrastructure.credentials:
                 session.add(self._credentials(c.name, c.username, c.password, c.private_key))
             session.flush()
@@ -125,12 +127,11 @@ class Database:
                 session.add(
                     GuestRow(vm=g.vm, credentials=g.credentials, host_key=g.host_key or keys.get(g.vm), port=g.port)
                 )
-            for job in infrastructure.jobs:
-                session.add(JobRow(name=job.name, settings=job.model_dump(mode="json")))
+            replace_file_jobs(session, infrastructure.jobs)
 
     def store_inventory(self, vcenter: str, thumbprint: str | None, vms: list[VmInfo]) -> None:
         """Replaces the inventory of one vCenter; `thumbprint` is kept when none is stored yet."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(VCenterRow, vcenter)
             if row is not None and row.thumbprint is None:
                 row.thumbprint = thumbprint
@@ -153,7 +154,7 @@ class Database:
 
     def store_facts(self, server: str, facts: dict[str, Any], problem: str | None) -> None:
         """What a Transport Service said about itself, or why it did not."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(ServerRow, server)
             if row is not None:
                 row.facts = facts or row.facts
@@ -161,31 +162,23 @@ class Database:
 
     def pin_host_key(self, vm: str, host_key: str) -> None:
         """Remembers the SSH host key first seen in a guest, unless one is stored."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(GuestRow, vm)
             if row is not None and row.host_key is None:
                 row.host_key = host_key
 
     def vcenters(self) -> list[dict[str, Any]]:
         """Every vCenter with its password: name, address, port, thumbprint, username, password."""
-        with self._session() as session:
+        with self._sessions.read() as session:
             return [self._vcenter(row) for row in session.scalars(select(VCenterRow).order_by(VCenterRow.name))]
 
     def servers(self) -> list[dict[str, Any]]:
-        """Every server: name, address, port, roles, max_tasks, modes, facts, problem."""
-        with self._session() as session:
-            rows = session.scalars(select(ServerRow).order_by(ServerRow.name))
-            return [
-                {
-                    k: getattr(row, k)
-                    for k in ("name", "address", "port", "roles", "max_tasks", "modes", "facts", "problem")
-                }
-                for row in rows
-            ]
+        """Every server (`ServerBook.entries`)."""
+        return self.server_book.entries()
 
     def show(self) -> dict[str, Any]:
         """Everything without secrets, for `infra show`."""
-        with self._session() as session:
+        with self._sessions.read() as session:
             vcenters = [
                 {
                     "name": r.name,
@@ -206,22 +199,17 @@ class Database:
     # Jobs
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Settings of every job."""
-        with self._session() as session:
-            return [row.settings for row in session.scalars(select(JobRow).order_by(JobRow.name))]
+        """Every job (`JobBook.entries`)."""
+        return self.job_book.entries()
 
     def job(self, name: str) -> Job:
         """A job's settings. Raises JobUnknown."""
-        with self._session() as session:
-            row = session.get(JobRow, name)
-            if row is None:
-                raise JobUnknown(f"no job with the name {name}")
-            return Job.model_validate(row.settings)
+        return self.job_book.get(name)
 
     def job_inputs(self, name: str) -> dict[str, Any]:
         """What a Backup Manager needs for a run: `{job, vcenter, servers, vms, guests}`, with secrets. Raises JobUnknown, NothingKnown."""
         job = self.job(name)
-        with self._session() as session:
+        with self._sessions.read() as session:
             vcenter = (
                 session.get(VCenterRow, job.vcenter)
                 if job.vcenter
@@ -243,25 +231,25 @@ class Database:
 
     def guests(self, vms: list[str]) -> dict[str, dict[str, Any]]:
         """Accounts of guests, with secrets, by VM."""
-        with self._session() as session:
+        with self._sessions.read() as session:
             return self._guests(session, vms)
 
     def placements(self, job: str) -> dict[str, str]:
         """VM → repository of its last restore point."""
-        with self._session() as session:
+        with self._sessions.read() as session:
             rows = session.scalars(select(PlacementRow).where(PlacementRow.job == job))
             return {row.vm: row.repository for row in rows}
 
     def place(self, job: str, vm: str, repository: str) -> None:
         """Remembers where a VM's restore point went."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             session.merge(PlacementRow(job=job, vm=vm, repository=repository))
 
     # Sessions
 
     def begin_session(self, session_id: str, kind: str, subject: str, state: str = "running") -> None:
         """A run begins. Raises InputError when the id is in use."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             if session.get(SessionRow, session_id) is not None:
                 raise InputError(f"a session with the id {session_id} exists")
             session.add(
@@ -278,21 +266,21 @@ class Database:
 
     def set_state(self, session_id: str, state: str) -> None:
         """queued → running."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(SessionRow, session_id)
             if row is not None:
                 row.state = state
 
     def set_pending(self, session_id: str, pending: dict[str, Any]) -> None:
         """What has to be put right if the run dies now; empty when nothing."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(SessionRow, session_id)
             if row is not None:
                 row.pending = pending
 
     def end_session(self, session_id: str, result: str, document: dict[str, Any]) -> None:
         """A run has ended."""
-        with self._session.begin() as session:
+        with self._sessions.begin() as session:
             row = session.get(SessionRow, session_id)
             if row is not None:
                 row.state, row.result, row.ended, row.document = "ended", result, time.time_ns(), document
@@ -305,7 +293,7 @@ class Database:
         if kind is not None:
             query = query.where(SessionRow.kind == kind)
         fields = ("id", "kind", "subject", "state", "result", "created", "ended", "pending", "document")
-        with self._session() as session:
+        with self._sessions.read() as session:
             return [{k: getattr(row, k) for k in fields} for row in session.scalars(query)]
 
     def unfinished(self) -> list[dict[str, Any]]:
@@ -354,10 +342,3 @@ class Database:
         return {
             "name": row.name, "moref": row.moref, "uuid": row.uuid, "host": row.host, "power": row.power, "disks": disks,
         }  # fmt: skip
-
-
-def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

@@ -28,7 +28,10 @@ class VCenterRow(Base):
 
 
 class ServerRow(Base):
-    """A machine with a Transport Service. `facts` is what its `hello` said at the last rescan; `problem` why it did not."""
+    """A machine with a Transport Service. `facts` is what its `hello` said at the last rescan; `problem` why it did not.
+
+    `origin`: file (the infrastructure file, replaced by each rescan) or console (kept). `limit` replaces `max_tasks`.
+    """
 
     __tablename__ = "servers"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -37,6 +40,8 @@ class ServerRow(Base):
     roles: Mapped[list[str]]
     max_tasks: Mapped[int]
     modes: Mapped[list[str]]
+    origin: Mapped[str] = mapped_column(String(16), default="file")
+    limit: Mapped[int | None]
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     problem: Mapped[str | None]
 
@@ -88,11 +93,18 @@ class DiskRow(Base):
 
 
 class JobRow(Base):
-    """A job: its settings as in the infrastructure file."""
+    """A job: its settings as in the infrastructure file. `origin`: file (replaced by each rescan) or console (kept).
+
+    `schedule` is a `engine.model.schedule.Schedule`; `considered` the UTC nanoseconds up to which it has been looked at.
+    """
 
     __tablename__ = "jobs"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     settings: Mapped[dict[str, Any]]
+    origin: Mapped[str] = mapped_column(String(16), default="file")
+    enabled: Mapped[bool] = mapped_column(default=True)
+    schedule: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    considered: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class SessionRow(Base):
@@ -111,6 +123,16 @@ class SessionRow(Base):
     ended: Mapped[int | None] = mapped_column(BigInteger)
     pending: Mapped[dict[str, Any]] = mapped_column(default=dict)
     document: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class TokenRow(Base):
+    """A token of the REST service: only its SHA-256 is kept. Times are UTC nanoseconds."""
+
+    __tablename__ = "tokens"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    created: Mapped[int] = mapped_column(BigInteger)
+    expires: Mapped[int] = mapped_column(BigInteger)
 
 
 class PlacementRow(Base):

@@ -12,6 +12,7 @@ import yaml
 
 from engine.errors import InputError
 from engine.model import infrastructure
+from engine.model.connect import DatabaseUrl
 from engine.model.database import Database, DatabaseFailed, JobUnknown, NothingKnown
 from engine.model.secrets import SecretBox, SecretsUnreadable
 from engine.vsphere import Disk, GuestInfo, VmInfo
@@ -90,8 +91,11 @@ def test_secrets_are_sealed_and_private(database: Database, tmp_path: Path) -> N
     (tmp_path / "bad").write_text("not a key")
     with pytest.raises(SecretsUnreadable):
         SecretBox(tmp_path / "bad")
-    with pytest.raises(DatabaseFailed):
+    with pytest.raises(DatabaseUrl):
         Database("nonsense://", SecretBox(tmp_path / "key"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseFailed):
+        Database(f"sqlite:///{tmp_path}/file/db.sqlite", SecretBox(tmp_path / "key"))
 
 
 def test_sessions_and_what_is_unfinished(database: Database) -> None:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""A real PostgreSQL server on loopback for tests: initdb in a folder of its own, TLS, ended with the test."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine.model.connect import Place
+from engine.model.postgres import Postgres
+from lab.errors import ComponentMissing
+from lab.realise import postgres
+from tests.engine.machines import REPOSITORY
+from tests.engine.pki import Pki
+
+PASSWORD = "S3cret-of-the-database"
+NAME = "config-db"
+
+
+def installed() -> bool:
+    try:
+        postgres.binaries()
+    except ComponentMissing:
+        return False
+    return True
+
+
+needs_postgres = pytest.mark.skipif(not installed(), reason="no PostgreSQL server is installed (package postgresql)")
+
+
+class Server:
+    """Where it listens, and what a client needs."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.pki = Pki(folder)
+        self.password = folder / "password"
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://vadplab@{NAME}:{self.port}/vadplab"
+
+    @property
+    def resolver(self) -> dict[str, str]:
+        return {NAME: "127.0.0.1"}
+
+    def place(self, **changes: object) -> Place:
+        from dataclasses import replace
+
+        from engine.model.connect import place
+
+        found = place(self.url, password=self.password, ca=self.pki.ca)
+        assert isinstance(found.server, Postgres)
+        return replace(found, server=replace(found.server, **changes))  # type: ignore[arg-type]
+
+    @property
+    def superuser(self) -> str:
+        """For the test's own look at the database."""
+        return postgres.Cluster(self.folder, self.folder, "", self.port, self.folder, "").conninfo("vadplab")
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server for some tests; each should use tables of its own or drop them."""
+    with tempfile.TemporaryDirectory(prefix="vp-pg-") as name:
+        folder = Path(name)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        server = Server(folder, port)
+        server.pki.identity(NAME)
+        (folder / f"{NAME}.pem").chmod(0o600)
+        server.password.write_text(PASSWORD + "\n")
+        with (folder / "log").open("wb") as log:
+            arguments = (
+                *("--state", name, "--sockets", name, "--listen", "127.0.0.1", "--port", str(port)),
+                *("--certificate", str(folder / f"{NAME}.pem"), "--allow", "127.0.0.1/32"),
+                *("--password-file", str(server.password)),
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lab.realise.postgres", *arguments],
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                assert line, (folder / "log").read_text()
+                yield server
+            finally:
+                process.terminate()
+                process.wait(20)
+                assert process.stdout is not None
+                process.stdout.close()
