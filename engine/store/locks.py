@@ -55,12 +55,13 @@ def chain(folder: Path, *, exclusive: bool = False, wait: float = 0.0) -> Lock:
     Raises:
         ChainLocked: somebody else holds it. StoreError: the folder cannot be opened.
     """
-    return _open(folder, os.O_RDONLY | os.O_DIRECTORY, f"the restore points in {folder}", exclusive, wait)
+    state = "in use (by a job, a restore, a verification or an instant recovery)" if exclusive else "being changed"
+    return _open(folder, os.O_RDONLY | os.O_DIRECTORY, f"the restore points in {folder} are {state}", exclusive, wait)
 
 
 def append(folder: Path, *, exclusive: bool, wait: float = 0.0) -> Lock:
     """Locks the right to add restore points to the VM folder `folder`. Raises as `chain`."""
-    what = f"{folder}: another session is adding or merging restore points"
+    what = f"another session adds or merges restore points in {folder}"
     return _open(folder.with_name(f".{folder.name}.append"), os.O_RDWR | os.O_CREAT, what, exclusive, wait)
 
 
@@ -101,5 +102,5 @@ def _take(fd: int, exclusive: bool, wait: float, what: str) -> None:
             if exc.errno != errno.EWOULDBLOCK:
                 raise from_write_error(exc, what) from exc
         if time.monotonic() >= end:
-            raise ChainLocked(f"{what}: in use by another session" if exclusive else f"{what}: being changed")
+            raise ChainLocked(what)
         time.sleep(_POLL)

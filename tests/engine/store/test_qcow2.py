@@ -49,6 +49,7 @@ def qemu_agrees(path: Path, content: bytes) -> None:
     raw = path.with_suffix(".raw")
     raw.write_bytes(content)
     subprocess.run(["qemu-img", "compare", "-q", "-F", "raw", "-f", "qcow2", path, raw], check=True)
+    raw.unlink()
 
 
 def mixed(size: int, seed: int) -> bytes:
