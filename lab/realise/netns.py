@@ -7,6 +7,7 @@ settings per namespace are those of the lab reference, section 1.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,8 +167,8 @@ def plug(links: list[Link], namespaces: Namespaces, router: str, first_index: in
                         rtnetlink.default_route(link.router_address.ip, HOST_INDEX),
                     ]
                 )
-                far.wait_up()
-        near.wait_up()
+                far.wait_up(only={link.host_interface})
+        near.wait_up(only={link.router_interface for link in links})
 
 
 def replug(link: Link, namespaces: Namespaces, router: str) -> None:
@@ -176,5 +177,9 @@ def replug(link: Link, namespaces: Namespaces, router: str) -> None:
         present = {name: index for index, (name, _) in route.links().items()}
         index = present.get(link.router_interface) or max(FIRST_ROUTER_INDEX - 1, *present.values()) + 1
         if link.router_interface in present:
-            route.apply([rtnetlink.link_delete(index)])
+            try:
+                route.apply([rtnetlink.link_delete(index)])
+            except OSError as exc:
+                if exc.errno != errno.ENODEV:  # it went with the namespace of its other end this instant
+                    raise
     plug([link], namespaces, router, first_index=index)

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from types import TracebackType
@@ -153,15 +153,16 @@ class Netlink:
                     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode()
                     found[index] = (name, attributes.get(_IFLA_OPERSTATE, b"\0")[0] == _OPERSTATE_UP)
 
-    def wait_up(self, deadline: float = 5.0) -> None:
-        """Returns when every link but loopback has operstate UP.
+    def wait_up(self, deadline: float = 5.0, *, only: Container[str] | None = None) -> None:
+        """Returns when every link but loopback (or every one of those named `only`) has operstate UP.
 
         Raises:
             TimeoutError: one did not within `deadline` seconds; the text names it.
         """
         end = time.monotonic() + deadline
         while True:
-            down = [name for index, (name, up) in self.links().items() if index != LOOPBACK and not up]
+            wanted = [(n, up) for index, (n, up) in self.links().items() if index != LOOPBACK]
+            down = [name for name, up in wanted if not up and (only is None or name in only)]
             if not down:
                 return
             if time.monotonic() > end:

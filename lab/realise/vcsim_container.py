@@ -59,21 +59,33 @@ def keep(
 async def _keep(
     supervisor: Supervisor, host: str, image: str, gateway: Process, spawn: Callable[[], Awaitable[Process]]
 ) -> None:
-    pause = LOOK
     while True:
-        await asyncio.sleep(pause)  # the engine tells nobody in here: its state is looked at
+        await asyncio.sleep(LOOK)  # the engine tells nobody in here: its state is looked at
         try:
             found, _ = await supervisor.outside.call("container.state", lab=str(supervisor.lab.path), host=host)
-            if found["status"] == "running":
-                pause = LOOK
-                continue
-            print(f"{host}: the container is {found['status']}; making it anew", file=sys.stderr, flush=True)
-            if gateway.code is None:
-                await gateway.terminate()
-            if gateway in supervisor.processes.all:
-                supervisor.processes.all.remove(gateway)
-            await start(supervisor, host, image)
-            gateway = await spawn()
         except VadplabError as exc:
-            pause = min(pause * 2, CALM)
             print(f"{host}: {exc}", file=sys.stderr, flush=True)
+            await asyncio.sleep(CALM)
+            continue
+        if found["status"] != "running":
+            print(f"{host}: the container is {found['status']}; making it anew", file=sys.stderr, flush=True)
+            gateway = await _anew(supervisor, host, image, gateway, spawn)
+
+
+async def _anew(
+    supervisor: Supervisor, host: str, image: str, gateway: Process, spawn: Callable[[], Awaitable[Process]]
+) -> Process:
+    """Ends the old gateway and makes container, link and gateway, however often it takes."""
+    if gateway.code is None:
+        await gateway.terminate()
+    if gateway in supervisor.processes.all:
+        supervisor.processes.all.remove(gateway)
+    pause = LOOK
+    while True:
+        try:
+            await start(supervisor, host, image)
+            return await spawn()
+        except (VadplabError, OSError) as exc:
+            print(f"{host}: {exc}", file=sys.stderr, flush=True)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, CALM)
