@@ -55,7 +55,9 @@ def create(
             for path, text in files.items():
                 store.files.write(path if "/" in path else f"{folder}/{path}", text.encode())
             path = f"{folder}/{name}.vmx"
-            if not store.files.exists(path):
+            given = path in files or f"{name}.vmx" in files
+            # one that is there is somebody's, unless it was left by a deletion that a kill cut short
+            if not given and (name in store.retired or not store.files.exists(path)):
                 store.files.write(path, vmx.text(name, bios, **more).encode())
             store.write_vmx(vm)
             store.vms[name] = vm

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fakes.core.fabric import FabricError
-from fakes.storage import snapshots
+from fakes.storage import changes, machines, reverting, snapshots
 from fakes.storage.datastore import Datastore
 from fakes.storage.grains import GRAIN
 from fakes.storage.truth import TruthKeeper
@@ -86,9 +86,16 @@ def run_and_die(state: Path, operation: Operation, line: int) -> bool:
     return True
 
 
-def each_instant(tmp_path: Path, operation: Operation) -> Any:
-    """Reopened stores, one for every instant tried, the last one after the whole operation."""
+def each_instant(tmp_path: Path, operation: Operation, first: Operation | None = None) -> Any:
+    """Reopened stores, one for every instant tried, the last one after the whole operation.
+
+    `first` is done once, before.
+    """
     at, now = prepared(tmp_path / "before")
+    if first:
+        store = opened(tmp_path / "before", GRAINS)
+        first(store)
+        store.close()
     line, step, through = 1, 1, False
     while not through:
         state = tmp_path / "try"
@@ -96,16 +103,17 @@ def each_instant(tmp_path: Path, operation: Operation) -> Any:
         through = run_and_die(state, operation, line)
         store = opened(state, GRAINS)
         yield store, at, now, through
-        for snap in store.vm("web").snapshots:
-            truth(store, snap.id)
+        for vm in store.vms.values():
+            for snap in vm.snapshots:
+                truth(store, snap.id)
         for path in (state / "truth" / "web").glob("*.json"):
             truth(store, int(path.stem))
         audit(store)
-        left = {p.name for p in (state / "chains" / "web").iterdir()}
-        keep = {la.path.name for d in store.vm("web").disks.values() for la in d.chain} | {
-            f"{key}.log" for key in SIZES
-        }
-        keep |= {f"{key}-s{s.id}.log" for s in store.vm("web").snapshots for key in SIZES}
+        left = {p.name for p in state.glob("chains/*/*")}
+        keep = set()
+        for vm in store.vms.values():
+            keep |= {la.path.name for d in vm.disks.values() for la in d.chain} | {f"{key}.log" for key in SIZES}
+            keep |= {f"{key}-s{s.id}.log" for s in vm.snapshots for key in SIZES}
         assert left == keep
         store.close()
         shutil.rmtree(state)
@@ -151,6 +159,65 @@ def test_creation(tmp_path: Path) -> None:
         if 3 in left:
             assert truth(store, 3) == {key: digests(data) for key, data in now.items()}
     assert seen == {2, 3}
+
+
+def test_revert(tmp_path: Path) -> None:
+    """Either nothing happened or all of it; what changed counts as changed from then on, also in the first case."""
+
+    def revert(store: Datastore) -> None:
+        reverting.revert(store, store.vm("web"), 1, discard_later=True)
+
+    seen = set()
+    for store, at, now, through in each_instant(tmp_path, revert):
+        vm = store.vm("web")
+        done = [s.id for s in vm.snapshots] == [1]
+        assert done or ([s.id for s in vm.snapshots] == [1, 2] and not through)
+        expected = at[1] if done else now
+        assert {key: content(live(store, key)) for key in SIZES} == expected
+        made = snapshots.create(store, vm, "after", "")
+        for key in SIZES:
+            rebuilt = bytearray(at[2][key])
+            for start, length in changes.changed(store, vm, key, 2, made.id):
+                rebuilt[start : start + length] = expected[key][start : start + length]
+            assert rebuilt == expected[key]
+        assert truth(store, made.id) == {key: digests(data) for key, data in expected.items()}
+        seen.add(done)
+    assert seen == {False, True}
+
+
+def test_growth(tmp_path: Path) -> None:
+    def alone(store: Datastore) -> None:
+        snapshots.remove(store, store.vm("web"), 1, children=True)
+
+    def grow(store: Datastore) -> None:
+        machines.grow(store, store.vm("web"), 2001, 6 * GRAIN)
+
+    seen = set()
+    for store, _, now, through in each_instant(tmp_path, grow, alone):
+        disk = store.vm("web").disks[2001]
+        assert disk.size == 6 * GRAIN or (disk.size == SIZES[2001] and not through)
+        assert content(live(store, 2001)) == now[2001].ljust(disk.size, b"\0")
+        if disk.size == 6 * GRAIN:
+            made = snapshots.create(store, store.vm("web"), "after", "")
+            assert changes.changed(store, store.vm("web"), 2001, 2, made.id) == [[0, 6 * GRAIN]]
+            assert truth(store, made.id)[2001] == digests(now[2001].ljust(disk.size, b"\0"))
+        seen.add(disk.size)
+    assert len(seen) == 2
+
+
+def test_deletion(tmp_path: Path) -> None:
+    seen = set()
+    for store, at, now, through in each_instant(tmp_path, lambda store: machines.delete(store, store.vm("web"))):
+        gone = "web" not in store.vms
+        assert gone or not through
+        if gone:
+            assert store.lun.free == store.lun.capacity
+        else:
+            assert {key: content(live(store, key)) for key in SIZES} == now
+        for known, disks in at.items():
+            assert truth(store, known) == {key: digests(data) for key, data in disks.items()}
+        seen.add(gone)
+    assert seen == {False, True}
 
 
 def test_writing(tmp_path: Path) -> None:
