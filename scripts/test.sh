@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The test suite: checks first, then all tests; arguments go to pytest.
+# The test suite: checks first, then all tests, two files at a time; arguments go to pytest instead of the defaults.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/lint.sh
-exec .venv/bin/pytest "$@"
+if [ $# -gt 0 ]; then exec .venv/bin/pytest "$@"; fi
+exec .venv/bin/pytest -n 2 --dist loadfile --durations 15 -ra

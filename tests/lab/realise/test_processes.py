@@ -122,7 +122,7 @@ def test_process_of_no_host_sees_no_network(lab: LabFolder) -> None:
 
 def test_environment_is_the_lab_s_own(lab: LabFolder) -> None:
     names = json.loads(spawn(lab, "environment", "environment")["ready"].replace("'", '"'))
-    assert set(names) <= {"PATH", "LANG", "HOME", "PYTHONPATH", "PYTHONUNBUFFERED", "LC_CTYPE"}
+    assert set(names) <= {"PATH", "LANG", "HOME", "PYTHONPATH", "PYTHONUNBUFFERED", "LC_CTYPE", "VADPLAB_CACHE"}
 
 
 def test_orphans_are_reaped(lab: LabFolder) -> None:
