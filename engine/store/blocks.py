@@ -93,15 +93,21 @@ class BadBlock:
     what: str = "changed"
 
 
-def check(folder: Path, file: str, digests: str, blocks: str, root: str) -> list[BadBlock]:
-    """Compares a disk's three files with the root in the manifest; every bad place, empty when all is as written."""
+def check(folder: Path, file: str, length: int, digests: str, blocks: str, root: str) -> list[BadBlock]:
+    """Compares a disk's three files with the root in the manifest; every bad place, empty when all is as written.
+
+    Args:
+        file, length: the qcow2 file and the length that the manifest gives it.
+    """
     bad: list[BadBlock] = []
     found: list[bytes] = []
+    missing = set()
     for name in (file, digests):
         try:
             found.append(digests_of(folder / name))
         except FormatError as exc:
             bad.append(BadBlock(name, 0, 0, exc.message))
+            missing.add(name)
             found.append(b"")
     try:
         stored = b"".join(_pieces(folder / blocks))
@@ -113,10 +119,12 @@ def check(folder: Path, file: str, digests: str, blocks: str, root: str) -> list
         if blake3(actual).hexdigest() == root:  # the two files are as written: only their list is not
             return [*bad, _first_difference(blocks, stored, actual)]
         bad.append(BadBlock(blocks, 0, len(stored), "does not match the manifest"))
-    border = len(stored) - len(found[1])
+    border = -(-length // BLOCK) * DIGEST
     for name, mine, expected in ((file, found[0], stored[:border]), (digests, found[1], stored[border:])):
-        size = (folder / name).stat().st_size if mine else 0
-        if len(mine) != len(expected) and mine:
+        if name in missing:
+            continue
+        size = (folder / name).stat().st_size
+        if len(mine) != len(expected):
             bad.append(BadBlock(name, min(len(mine), len(expected)) // DIGEST * BLOCK, 0, "has another length"))
         for at in range(0, min(len(mine), len(expected)), DIGEST):
             if mine[at : at + DIGEST] != expected[at : at + DIGEST]:

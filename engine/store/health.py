@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import VadplabError
-from engine.store import blocks, chain
+from engine.store import blocks, chain, locks
 from engine.store.clusters import Unpacker
 from engine.store.digests import DigestTable
-from engine.store.errors import FormatError
+from engine.store.errors import FormatError, RepositoryGone
 from engine.store.manifest import FILE, POINT_ID, DiskEntry, Manifest
 from engine.store.reader import Qcow2Reader
 from engine.store.verify import check_clusters, matches, verify_disk, walk
@@ -141,12 +141,30 @@ def of_vm(folder: Path, *, only: str | None = None, deep: bool = False) -> Healt
     return Health(points)
 
 
+def verify(folder: Path, *, only: str | None = None, deep: bool = False, wait: float = 5.0) -> Health:
+    """As `of_vm`, with the chain locked against merging meanwhile.
+
+    Raises:
+        ChainLocked: it is being merged. RepositoryGone, StoreError: the folder cannot be read.
+    """
+    with locks.chain(folder, wait=wait):
+        return of_vm(folder, only=only, deep=deep)
+
+
+def verify_repository(repository: Path, *, deep: bool = False) -> list[Health]:
+    """`verify` for every VM of every job. Raises RepositoryGone when the folder is not there."""
+    if not repository.is_dir():
+        raise RepositoryGone(f"repository {repository}: no such folder")
+    folders = sorted({path.parent for path in repository.glob("*/*/*") if POINT_ID.fullmatch(path.name)})
+    return [verify(folder, deep=deep) for folder in folders]
+
+
 def of_disk(vm: str, folder: Path, point: Manifest, disk: DiskEntry, *, deep: bool = False) -> list[Damage]:
     """Damage of one disk's own files in the point's folder."""
     if disk.blocks is None or disk.blocks_root is None:
         return _of_first_schema(vm, folder, point, disk)
     found = []
-    for bad in blocks.check(folder, disk.file, disk.digests, disk.blocks, disk.blocks_root):
+    for bad in blocks.check(folder, disk.file, disk.stored, disk.digests, disk.blocks, disk.blocks_root):
         lost = _lost(folder, disk, bad)
         found.append(Damage(vm, point.point, disk.key, bad.file, bad.offset, bad.length, bad.what, lost))
     if not found:

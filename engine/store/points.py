@@ -236,6 +236,15 @@ class Points:
             raise PointNotFound(f"restore point {point}: " + ("not found" if not matches else f"{len(matches)} match"))
         return matches[0]
 
+    def vm_folder(self, job: str, vm: str) -> Path:
+        """The folder for the points of one VM of one job, made where it is missing. Raises StoreError."""
+        folder = self.repository / folder_name(job) / folder_name(vm)
+        try:
+            self._make_parents(folder)
+        except OSError as exc:
+            raise from_write_error(exc, str(folder)) from exc
+        return folder
+
     def folder_of(self, job: str, vm: str) -> Path:
         """The folder of the points of one VM of one job. Raises PointNotFound when there is none."""
         folder = self.repository / folder_name(job) / folder_name(vm)
