@@ -30,7 +30,7 @@ from engine.manager.peers import Transport
 from engine.manager.report import document, manifest, new_point_id
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
-from engine.manager.waiting import either, every, quietly, unless_closed
+from engine.manager.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 
 STORE_DEADLINE = 600.0
 OPEN_DEADLINE = 60.0
@@ -213,7 +213,7 @@ class BackupSequence(Run):
                 released = asyncio.Event()
                 running.append(asyncio.create_task(self.back_up(run, guests[run.name], held, released)))
                 await either(released, running[-1])
-            await asyncio.gather(*running)
+            await until_one_raises(running)
         finally:
             for one in running:
                 one.cancel()
@@ -230,7 +230,7 @@ class BackupSequence(Run):
                 self.report.skipped("14", "VMware Tools quiescence is not asked for", task=run.name)
                 await self.step_15_request_snapshot(run)
             finally:
-                await self.step_16_release_guest(run, guest)
+                await to_the_end(self.step_16_release_guest(run, guest))
             released.set()
             await guest.thawed()
             await self.read_disks(run, turns)  # 17 to 21, and the restore point becomes visible
@@ -242,9 +242,13 @@ class BackupSequence(Run):
         finally:
             if turns:
                 self.give_slots(held)
-            await self.end_movers(run.tasks)
-            await self.step_22_commit_snapshot(run)
+            await to_the_end(self.leave_vm(run))
             released.set()
+
+    async def leave_vm(self, run: VmRun) -> None:
+        """Whatever became of the VM: its movers end, its snapshot is committed."""
+        await self.end_movers(run.tasks)
+        await self.step_22_commit_snapshot(run)
 
     # 2  guest processing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from engine.errors import VadplabError
@@ -29,6 +29,15 @@ async def every(work: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise errors[0]
 
 
+async def until_one_raises(running: Sequence[asyncio.Task[None]]) -> None:
+    """Returns when all have ended, or raises the first error. Unlike `asyncio.gather` it does not pass a cancellation on:
+    the caller cancels them once, and what they do then to clean up is not cancelled a second time."""
+    if running:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+
+
 async def either(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
     """Returns when the event is set or the task has ended."""
     waiting = asyncio.create_task(event.wait())
@@ -36,6 +45,22 @@ async def either(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
         await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """For what must not be left half-done (a thaw, a commit): a cancellation that comes meanwhile waits until it is done."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    error = None if task.cancelled() else task.exception()
+    if cancelled is not None:
+        raise cancelled
+    if error is not None:
+        raise error
 
 
 async def unless_closed(work: Coroutine[Any, Any, T], mover: Mover, text: str, *, step: str) -> T:
