@@ -40,6 +40,9 @@ from engine.vsphere import VmInfo
 __all__ = ["Database", "DatabaseFailed", "JobUnknown", "NothingKnown"]
 
 
+_SESSION = ("id", "kind", "subject", "state", "result", "created", "ended", "pending", "document")
+
+
 class NothingKnown(MissingError):
     """The configuration database knows no inventory yet."""
 
@@ -292,9 +295,14 @@ class Database:
             query = query.where(SessionRow.subject == subject)
         if kind is not None:
             query = query.where(SessionRow.kind == kind)
-        fields = ("id", "kind", "subject", "state", "result", "created", "ended", "pending", "document")
         with self._sessions.read() as session:
-            return [{k: getattr(row, k) for k in fields} for row in session.scalars(query)]
+            return [{k: getattr(row, k) for k in _SESSION} for row in session.scalars(query)]
+
+    def session(self, session_id: str) -> dict[str, Any] | None:
+        """One run; None when there is none of that id."""
+        with self._sessions.read() as session:
+            row = session.get(SessionRow, session_id)
+            return None if row is None else {k: getattr(row, k) for k in _SESSION}
 
     def unfinished(self) -> list[dict[str, Any]]:
         """Runs that did not end by themselves, or left something pending."""

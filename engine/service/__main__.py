@@ -19,7 +19,7 @@ from engine.service.service import BackupService
 
 
 def main(argv: list[str]) -> int:
-    """Runs until SIGTERM; prints `{"port": N}` when it answers."""
+    """Runs until SIGTERM; prints `{"port": N, "rest_port": N}` when it answers."""
     parser = argparse.ArgumentParser(prog="engine.service", description="Backup Service")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--manager-module", default=MODULE, help=argparse.SUPPRESS)
@@ -33,13 +33,16 @@ async def serve(path: Path, manager_module: str) -> int:
     if config.service is None:
         raise InputError(f"configuration {path}: `service` is missing")
     os.umask(0o077)  # the database and the key are the service's own
-    database = Database(config.service.database, SecretBox(config.service.secrets_key))
+    events = config.event_log("service")
+    database = Database(config.database_place(), SecretBox(config.service.secrets_key), dialer=config.dialer(events))
     service = BackupService(config, path, database, manager_module=manager_module)
     try:
-        ready({"port": await service.start()})
+        port = await service.start()
+        ready({"port": port} if service.rest_port is None else {"port": port, "rest_port": service.rest_port})
         await until_signal()
     finally:
         await service.close()
+        events.close()
     return 0
 
 

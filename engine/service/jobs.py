@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.errors import InputError, VadplabError
+from engine.errors import ConnectError, InputError, VadplabError
 from engine.events import EventLog
-from engine.manager.report import document
+from engine.manager.report import Reporter, document
 from engine.manager.sequence import JobStopped
 from engine.model.database import Database
+from engine.model.jobs import JobDisabled
 from engine.processes import Child, in_thread
 from engine.scheduler import Resource, Task
 from engine.service.broker import Broker
@@ -48,6 +49,13 @@ class NotRunning(InputError):
     advice = "Nothing to do."
 
 
+class JobRunning(InputError):
+    """The job is running."""
+
+    code = "job.running"
+    advice = "Stop it with `job stop`, or wait for its end."
+
+
 class Jobs:
     """Starts, watches and stops runs of jobs. `manager_module` is the process to run (tests put their own)."""
 
@@ -72,11 +80,42 @@ class Jobs:
             raise InputError(f"no run with the session {session}")
         return self._runs[session]
 
-    async def begin(self, name: str, session: str, options: dict[str, Any]) -> RunState:
-        """Puts a run of job `name` into the queue. Raises JobUnknown, InputError (the session's id is in use)."""
-        await self.database(lambda db: db.job(name))
-        await self.database(lambda db: db.begin_session(session, "job", name, "queued"))
+    def busy(self, name: str) -> bool:
+        """Whether a run of that job goes on or waits."""
+        return any(s.subject == name for s in self._runs.values())
+
+    def refuse_while_running(self, name: str) -> None:
+        """Raises JobRunning."""
+        if self.busy(name):
+            raise JobRunning(f"job {name} is running")
+
+    async def launch(self, name: str, session: str, options: dict[str, Any], *, trigger: str, **data: Any) -> RunState:
+        """Step 1: puts a run of job `name` into the queue, whoever asked for it (`trigger`: console, rest, schedule).
+
+        Raises:
+            JobUnknown, JobDisabled, InputError (the session's id is in use).
+        """
+        events = self._config.event_log("service", session=session)
+        try:
+            state = await self._begin(name, session, options)
+            with Reporter(events, state.tell).step("1", job=name, trigger=trigger, **data):
+                pass  # the call, or the clock, is the start
+        finally:
+            events.close()
+        return state
+
+    async def _begin(self, name: str, session: str, options: dict[str, Any]) -> RunState:
+        def record(db: Database) -> None:
+            if not db.job_book.show(name)["enabled"]:
+                raise JobDisabled(f"job {name} is switched off")
+            db.begin_session(session, "job", name, "queued")
+
         state = RunState(session, "job", name, options)
+        try:
+            await self.database(record)
+        except ConnectError:
+            # The database's server is not reached. Step 3, which reads the job from it, is where the run fails and says so.
+            state.recorded = False
         self._runs[session] = state
         task = asyncio.create_task(self._perform(state))
         self._work.add(task)
@@ -100,9 +139,18 @@ class Jobs:
         await asyncio.gather(*self._work, return_exceptions=True)
 
     async def inputs(self, session: str) -> dict[str, Any]:
-        """What the manager of `session` needs, with the options of this run."""
+        """Step 3: what the manager of `session` needs, with the options of this run. With a database server this is a flow."""
         state = self.find(session)
-        found: dict[str, Any] = await self.database(lambda db: db.job_inputs(state.subject))
+        events = self._config.event_log("service", session=session)
+
+        def read(db: Database) -> dict[str, Any]:
+            with db.for_step("3", self._config.dialer(events)) as database:
+                return database.job_inputs(state.subject)
+
+        try:
+            found: dict[str, Any] = await self.database(read)
+        finally:
+            events.close()
         found["job"] |= {k: v for k, v in state.options.items() if v is not None}
         return found
 
@@ -168,7 +216,8 @@ class Jobs:
         try:
             async with self._turn(state):
                 if not state.stopping:
-                    await self.database(lambda db: db.set_state(state.session, "running"))
+                    if state.recorded:
+                        await self.database(lambda db: db.set_state(state.session, "running"))
                     await self._manage(state)
                     result = state.document
         except VadplabError as exc:
@@ -187,10 +236,14 @@ class Jobs:
                 state.pending = await self._recover(state.session, state.subject, state.pending)
                 result["left"] = state.pending
             final = result
-            with contextlib.suppress(VadplabError):
-                await self.database(lambda db: db.end_session(state.session, final["result"], final))
+            if state.recorded:
+                with contextlib.suppress(VadplabError):
+                    await self.database(lambda db: db.end_session(state.session, final["result"], final))
             self._runs.pop(state.session, None)
             state.end(final)
+            if not state.recorded:
+                with contextlib.suppress(VadplabError):
+                    await self.database(lambda db: _record_late(db, state, final))
 
     @contextlib.asynccontextmanager
     async def _turn(self, state: RunState) -> Any:
@@ -235,3 +288,9 @@ class Jobs:
             events.close()
         await self.database(lambda db: db.set_pending(session, left))
         return left
+
+
+def _record_late(database: Database, state: RunState, result: dict[str, Any]) -> None:
+    """The record of a run that began without the database."""
+    database.begin_session(state.session, state.kind, state.subject)
+    database.end_session(state.session, result["result"], result)

@@ -13,7 +13,10 @@ HISTORY = 2000
 
 @dataclass(slots=True, eq=False)
 class RunState:
-    """One session. `kind`: job, rescan or restore; `subject`: the job's name. `document` is set when it has ended."""
+    """One session. `kind`: job, rescan or restore; `subject`: the job's name. `document` is set when it has ended.
+
+    `recorded`: the configuration database has an entry for it.
+    """
 
     session: str
     kind: str
@@ -23,6 +26,7 @@ class RunState:
     document: dict[str, Any] | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: bool = False
+    recorded: bool = True
     _history: list[dict[str, Any]] = field(default_factory=list)
     _watchers: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
 

@@ -6,6 +6,8 @@ job.stop {name}   infra.show {}   infra.rescan {session?} (progress, then its re
 restore.disk {point, disk, vm?, session?} → {name, host, port, token, size, …}; `restore.end {session, result}`
 session.list {}
 
+job.create, job.edit, …, infra.add, …, token.issue, …: `engine.service.administration`. REST (`engine.rest`) offers a part of it.
+
 manager.job, manager.progress, manager.pending, manager.learned, manager.result, resources.acquire, resources.release
 """
 
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
@@ -24,10 +27,15 @@ from engine.model.database import Database
 from engine.model.infrastructure import Direction, Mode
 from engine.rpc.server import Call, Peer, Server, UnknownMethod
 from engine.service import restore
+from engine.service.administration import Administration
 from engine.service.broker import Broker
 from engine.service.jobs import MODULE, Jobs
 from engine.service.rescan import Rescan
 from engine.service.runs import RunState
+from engine.service.timer import Timer
+
+if TYPE_CHECKING:
+    from engine.rest.server import RestServer
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,9 +56,13 @@ class BackupService:
         self.database = database
         self.broker = Broker()
         self.jobs = Jobs(config, path, database, self.broker, manager_module=manager_module)
+        self.timer = Timer(self.jobs.database, self._start_by_schedule, self.jobs.busy, self._say)
+        self._administration = Administration(self.jobs, self.timer.changed)
+        self._rest: RestServer | None = None
         self._rescanning = asyncio.Lock()
         self._servers = [Server(config.make_identity(), self._handle, on_disconnect=self._peer_left) for _ in range(2)]
         self._work: set[asyncio.Task[Any]] = set()
+        self.rest_port: int | None = None
 
     async def start(self) -> int:
         """Listens, then puts right what earlier runs left; gives the port."""
@@ -58,11 +70,20 @@ class BackupService:
         if self.config.listen not in (LOOPBACK, "0.0.0.0"):
             await self._servers[1].start(LOOPBACK, port)
         self.jobs.port = port
+        if self.config.service is not None and self.config.service.rest_port is not None:
+            from engine.rest.app import create_app  # only a service with REST needs the web framework
+            from engine.rest.server import RestServer
+
+            self._rest = RestServer(self.config, create_app(self))
+            self.rest_port = await self._rest.start(self.config.service.rest_port)
         self._spawn(self.jobs.recover_unfinished())
+        self._spawn(self.timer.run())
         return port
 
     async def close(self) -> None:
         """Stops every run (thaw, commit), then the service."""
+        if self._rest is not None:
+            await self._rest.close()
         await self.jobs.close()
         for server in self._servers:
             await server.close()
@@ -73,23 +94,25 @@ class BackupService:
 
     async def _handle(self, call: Call) -> Any:
         family = call.method.partition(".")[0]
+        if self._administration.knows(call.method):
+            return await self._administration.handle(call)
         if family in ("manager", "resources"):
             return await self._for_manager(call)
         match call.method:
             case "job.list":
                 return {"jobs": await self.jobs.database(lambda db: db.jobs())}
             case "job.show":
-                return await self._show_job(call.param("name"))
+                return await self.show_job(call.param("name"))
             case "job.run":
                 return await self._run_job(call)
             case "job.stop":
                 return {"name": call.param("name"), "stopped": await self.jobs.stop(call.param("name"))}
             case "infra.show":
-                return await self._show_infrastructure()
+                return await self.show_infrastructure()
             case "infra.rescan":
                 return await self._rescan(call)
             case "points.list":
-                return {"points": await self._points()}
+                return {"points": await self.points()}
             case "restore.disk":
                 return await self._restore(call)
             case "restore.end":
@@ -125,17 +148,19 @@ class BackupService:
                 return {}
         raise UnknownMethod(f"{self.config.name}: the Backup Service has no method {call.method}")
 
-    async def _show_job(self, name: str) -> dict[str, Any]:
-        job = await self.jobs.database(lambda db: db.job(name))
+    async def show_job(self, name: str) -> dict[str, Any]:
+        """A job, its VMs as the database knows them, its last runs."""
+        job = await self.jobs.database(lambda db: db.job_book.show(name))
         runs = await self.jobs.database(lambda db: db.sessions(subject=name, kind="job"))
         known = await self.jobs.database(lambda db: db.show())
         return {
-            "job": job.model_dump(mode="json"),
-            "vms": [vm for vm in known["vms"] if vm["name"] in job.vms],
+            "job": job,
+            "vms": [vm for vm in known["vms"] if vm["name"] in job["vms"]],
             "last_runs": [{k: r[k] for k in ("id", "state", "result", "created", "ended")} for r in runs[:10]],
         }
 
-    async def _show_infrastructure(self) -> dict[str, Any]:
+    async def show_infrastructure(self) -> dict[str, Any]:
+        """What the database knows, without secrets, with the state and load of each server."""
         found: dict[str, Any] = await self.jobs.database(lambda db: db.show())
         load = self.broker.load()
         for server in found["servers"]:
@@ -146,17 +171,8 @@ class BackupService:
 
     async def _run_job(self, call: Call) -> dict[str, Any]:
         name, session = call.param("name"), call.param("session", default=None) or new_id()
-        options = {
-            "mode": _one_of(call.param("mode", default=None), Mode, "mode"),
-            "direction": _one_of(call.param("direction", default=None), Direction, "direction"),
-        }
-        events = self.config.event_log("service", session=session)
-        try:
-            state = await self.jobs.begin(name, session, options)
-            with Reporter(events, state.tell).step("1", job=name):
-                pass  # the console's call is the start
-        finally:
-            events.close()
+        options = run_options(call.param("mode", default=None), call.param("direction", default=None))
+        state = await self.jobs.launch(name, session, options, trigger="console")
         return await self._watch(call, state)
 
     async def _rescan(self, call: Call) -> dict[str, Any]:
@@ -182,7 +198,8 @@ class BackupService:
                 await self.jobs.database(lambda db: db.end_session(state.session, result["result"], result))
             state.end(result)
 
-    async def _points(self) -> list[dict[str, Any]]:
+    async def points(self) -> list[dict[str, Any]]:
+        """The restore points of every repository."""
         servers = await self.jobs.database(lambda db: db.servers())
         events = self.config.event_log("service")
         try:
@@ -229,10 +246,42 @@ class BackupService:
         for session in list(peer.data.get("restores", {})):
             self._spawn(self._end_restore(peer, session, "failed"))
 
+    # What REST calls (`engine.rest.app.Operations`)
+
+    async def database_call(self, work: Callable[[Database], Any]) -> Any:
+        """Runs work on the configuration database."""
+        return await self.jobs.database(work)
+
+    async def start_job(self, name: str, session: str, mode: str | None, direction: str | None) -> None:
+        """Step 1: begins a run."""
+        await self.jobs.launch(name, session, run_options(mode, direction), trigger="rest")
+
+    async def stop_job(self, name: str) -> list[str]:
+        """Stops every run of a job; gives the sessions."""
+        return await self.jobs.stop(name)
+
+    async def session_ended(self, session: str, seconds: float) -> None:
+        """Returns when that run has ended, at once when it does not run, after that many seconds anyway."""
+        with contextlib.suppress(InputError, TimeoutError):
+            await asyncio.wait_for(self.jobs.find(session).ended.wait(), seconds)
+
+    async def _start_by_schedule(self, job: str, session: str, at: str) -> None:
+        await self.jobs.launch(job, session, {}, trigger="schedule", at=at)
+
+    def _say(self, text: str) -> None:
+        events = self.config.event_log("service")
+        events.note(text, step="1")
+        events.close()
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+
+def run_options(mode: str | None, direction: str | None) -> dict[str, Any]:
+    """What may differ in one run of a job. Raises InputError."""
+    return {"mode": _one_of(mode, Mode, "mode"), "direction": _one_of(direction, Direction, "direction")}
 
 
 def _one_of(value: str | None, kind: Any, what: str) -> str | None:

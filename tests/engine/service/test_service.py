@@ -57,11 +57,15 @@ def recovery(monkeypatch: pytest.MonkeyPatch) -> type[FakeRecovery]:
 class Site:
     """A backup server with its database; the service can be started again over the same files."""
 
-    def __init__(self, folder: Path, *, max_tasks: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *, max_tasks: int = 1, resolver: dict[str, str] | None = None, **more: Any
+    ) -> None:
         self.machines = Machines(folder)
-        settings = {"database": f"sqlite:///{folder}/db.sqlite", "secrets_key": "key", "infrastructure": "infra.yaml"}
-        self.path = self.machines.path("backup-server", service=settings)
-        self.config = self.machines.config("backup-server", service=settings)
+        settings = {
+            "database": f"sqlite:///{folder}/db.sqlite", "secrets_key": "key", "infrastructure": "infra.yaml", **more,
+        }  # fmt: skip
+        self.path = self.machines.path("backup-server", service=settings, resolver=resolver or {})
+        self.config = self.machines.config("backup-server", service=settings, resolver=resolver or {})
         (folder / "infra.yaml").write_text(
             yaml.safe_dump({
                 "vcenters": [{"name": "vcenter", "username": "u", "password": "p"}],
@@ -79,7 +83,8 @@ class Site:
 
     def database(self) -> Database:
         assert self.config.service is not None
-        return Database(self.config.service.database, SecretBox(self.config.service.secrets_key))
+        dialer = self.config.dialer(self.config.event_log("service"))
+        return Database(self.config.database_place(), SecretBox(self.config.service.secrets_key), dialer=dialer)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[tuple[BackupService, Client]]:
