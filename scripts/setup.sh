@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(python3-venv nbdkit nbdkit-plugin-python python3-libnbd libnbd-bin nbdfuse qemu-utils nftables python3-nftables
+packages=(python3-venv nbdkit nbdkit-plugin-python python3-libnbd libnbd-bin qemu-utils nftables python3-nftables
   iproute2 conntrack wireshark-common tshark openssh-server e2fsprogs fuse3 procps util-linux openssl ca-certificates)
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -17,11 +17,14 @@ as_root() {
 }
 
 # --- Debian packages -------------------------------------------------------------------------------------------------
+. /etc/os-release
 missing=()
 for package in "${packages[@]}"; do
   status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
   [ "$status" = installed ] || missing+=("$package")
 done
+# A package of its own since Debian 13; part of libnbd-bin before.
+command -v nbdfuse >/dev/null || [ "${VERSION_CODENAME:-}" = bookworm ] || missing+=(nbdfuse)
 if [ ${#missing[@]} -gt 0 ]; then
   command -v apt-get >/dev/null || fail "this is not Debian or Ubuntu; install the equivalents of: ${missing[*]}"
   say "installing Debian packages: ${missing[*]}"
