@@ -16,6 +16,7 @@ by the Data Movers, which write their events. Steps 9-11 and 14 are for Windows 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
@@ -84,8 +85,8 @@ class BackupSequence(Run):
         except Exception as exc:
             traceback.print_exc(file=sys.stderr)
             error = VadplabError(f"{type(exc).__name__} in the Backup Manager")
-        finally:
-            await self.leave()
+        with contextlib.suppress(asyncio.CancelledError):  # stopped when all is done: there is only this left to do
+            await to_the_end(self.leave())
         return document(self.session, str(self.job.get("name", "")), self.runs, self.report.started, error)
 
     # 1  initialisation

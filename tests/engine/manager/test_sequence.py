@@ -181,6 +181,42 @@ def test_stop_thaws_and_commits(method: str, subject: str, step: str) -> None:
     left_clean(world)
 
 
+class StoppedWorld(World):
+    """A world whose job is stopped at its n-th call; the clean-up of one VM takes longer than that of the other."""
+
+    def __init__(self, stop_at: int) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+        self.running: asyncio.Task[dict[str, Any]] | None = None
+
+    async def do(self, method: str, subject: str) -> None:
+        calls = len(self.log) + 1
+        if calls == self.stop_at and self.running is not None:
+            self.running.cancel()
+        await super().do(method, subject)
+        if (method, subject) in {("commit", "db-vm"), ("thaw", "linux-vm")}:
+            await asyncio.sleep(0.01)
+
+
+def test_stopped_at_any_call_nothing_stays_frozen_or_orphaned() -> None:
+    async def stopped(world: StoppedWorld) -> dict[str, Any]:
+        sequence = BackupSequence("s1", world, EventLog(None, host="h", process="manager"), commit_pauses=())
+        world.running = asyncio.create_task(sequence.run())
+        return await asyncio.wait_for(world.running, 10)
+
+    undisturbed = World()
+    run(undisturbed)
+    last = undisturbed.log.index("logout vcenter")
+    for stop_at in range(1, last + 1):
+        world = StoppedWorld(stop_at)
+        result = asyncio.run(stopped(world))
+        at = world.log[stop_at - 1]
+        assert not world.snapshots, f"stopped at {at}: a snapshot is left"
+        assert not world.frozen, f"stopped at {at}: a guest is frozen"
+        assert not world.begun and world.open_movers == 0, f"stopped at {at}"
+        assert result["error"] is None or result["error"]["code"] == "job.stopped"
+
+
 def test_one_bad_disk_fails_its_vm_only() -> None:
     world = World()
     world.fail["source.read", "db-vm:2001"] = timed_out("20c", "esxi-1", 902, "proxy-1")
