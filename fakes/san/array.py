@@ -56,10 +56,12 @@ class Array:
             secret = ("--user", options.chap.user, "--password", options.chap.secret)
             await self.tgt.command("--mode", "account", "--op", "new", *secret)
             await self._target("account", "bind", "--user", options.chap.user)
+        # Our own login must pass the ACL for a moment; loopback addresses all speak as 127.0.0.1.
         own = "127.0.0.1" if options.host == "0.0.0.0" else "::1" if options.host == "::" else options.host
-        await self._acl("bind", [own])
+        sources = sorted({own, "127.0.0.1"}) if own.startswith("127.") else [own]
+        await self._acl("bind", sources)
         await login.prove(own, options.port, options.iqn, list(options.luns), options.chap)
-        await self._acl("unbind", [own])
+        await self._acl("unbind", sources)
         await self._acl("bind", self._allowed())
 
     def _allowed(self) -> list[str]:

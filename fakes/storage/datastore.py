@@ -197,8 +197,12 @@ class Datastore:
                 self.attachments.check_free(disk.top.name for disk in vm.disks.values())
             before = vm.power
             vm.power = on
-            with tracking.taking_effect(vm) if on and not before else contextlib.nullcontext():
-                self.save()
+            try:
+                with tracking.taking_effect(vm) if on and not before else contextlib.nullcontext():
+                    self.save()
+            except BaseException:
+                vm.power = before
+                raise
 
     def ask_tracking(self, vm: Vm, on: bool) -> None:
         """Asks for changed block tracking; it takes effect at the next snapshot cycle or power-on (see `tracking`)."""
