@@ -3,7 +3,8 @@
 
 Facts are what a run's configuration decides. Names and values: `listener` repository | proxy (which side of the mover
 pair listens), `transport` network | hotadd | san | nfs, `vcenter` managed | standalone, `config_db` local |
-postgresql | sqlserver, `guest` linux | windows | none (several: a collection). *Kinds* of runs are `job`, `restore`
+postgresql | sqlserver, `guest` linux | windows | none (several: a collection), `start` console | rest | schedule (who starts
+the job; a scheduled start is local). *Kinds* of runs are `job`, `restore`
 and `rescan`; a step id that begins with `r` or `i` belongs to the latter two.
 """
 
@@ -22,6 +23,7 @@ VALUES: dict[str, frozenset[str]] = {
     "vcenter": frozenset({"managed", "standalone"}),
     "config_db": frozenset({"local", "postgresql", "sqlserver"}),
     "guest": frozenset({"linux", "windows", "none"}),
+    "start": frozenset({"console", "rest", "schedule"}),
 }
 DEFAULT_FACTS: dict[str, str | Collection[str]] = {
     "listener": "repository",
@@ -29,6 +31,7 @@ DEFAULT_FACTS: dict[str, str | Collection[str]] = {
     "vcenter": "managed",
     "config_db": "local",
     "guest": "linux",
+    "start": "console",
 }
 KINDS = ("job", "restore", "rescan")
 

@@ -50,6 +50,7 @@ async def start(supervisor: Supervisor) -> None:
         ("esxi", esxi(supervisor), FAKES_READY),
         ("vcenter", vcenter(supervisor), FAKES_READY),
         ("guests", await guests(supervisor), FAKES_READY),
+        ("config-db", config_db(supervisor), FAKES_READY),
         ("engine", engine(supervisor), ENGINE_READY),
     ):
         begun = time.monotonic()
@@ -186,6 +187,26 @@ async def guests(supervisor: Supervisor) -> list[Daemon]:
         )
         found.append(Daemon(name, "guest", "fakes.linux_guest", argv))
     return found
+
+
+def config_db(supervisor: Supervisor) -> list[Daemon]:
+    """PostgreSQL on the topology's config_db host, if it has one; only the backup server may log in."""
+    lab, plan = supervisor.lab, supervisor.topology
+    client = next(iter(plan.by_role(Role.BACKUP_SERVER)))
+    return [
+        Daemon(
+            name,
+            "postgres",
+            "lab.realise.postgres",
+            (
+                *("--state", str(lab.host(name) / "var"), "--sockets", str(supervisor.fabric.parent / name)),
+                *("--listen", plan.ip(name), "--port", str(deploy.POSTGRES_PORT)),
+                *("--certificate", str(lab.pki / f"{name}.pem"), "--allow", f"{plan.ip(client)}/32"),
+                *("--password-file", str(deploy.database_password(lab, name))),
+            ),
+        )
+        for name in plan.by_role(Role.CONFIG_DB)
+    ]
 
 
 def engine(supervisor: Supervisor) -> list[Daemon]:

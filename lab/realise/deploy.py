@@ -8,6 +8,7 @@ or role name is in these files that a real site would not have as well (addresse
 from __future__ import annotations
 
 import hashlib
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from lab.realise import postgres
 from lab.realise.folders import LabFolder
 from lab.topology import Topology
 from lab.topology.model import Job, Role
@@ -22,6 +24,8 @@ from lab.topology.model import Job, Role
 ENGINE_ROLES = (Role.CONSOLE, Role.BACKUP_SERVER, Role.PROXY, Role.REPOSITORY)
 DIRECTIONS = {"target": "proxy-to-repository", "source": "repository-to-proxy"}
 DEFAULT_MODE = "nbdssl"
+REST_PORT = 9419
+POSTGRES_PORT = 5432
 
 
 def thumbprint(certificate: Path) -> str:
@@ -55,13 +59,27 @@ def machine(topology: Topology, lab: LabFolder, host: str) -> dict[str, Any]:
     }
     if role is Role.BACKUP_SERVER:
         document["service"] = {
-            "database": f"sqlite:///{var / 'configuration.db'}",
+            **database(topology, lab, host),
+            "rest_port": REST_PORT,
             "secrets_key": str(lab.host(host) / "etc" / "secrets.key"),
             "infrastructure": str(lab.host(host) / "etc" / "infrastructure.yaml"),
         }
     if any(host == worker.host for worker in topology.backup.repositories):
         document["repository"] = str(var / "repository")
     return document
+
+
+def database(topology: Topology, lab: LabFolder, host: str) -> dict[str, str]:
+    """The backup server's configuration database: a file of its own, or PostgreSQL on the topology's `config_db` host."""
+    for server in topology.by_role(Role.CONFIG_DB):
+        url = f"postgresql://{postgres.USER}@{server}:{POSTGRES_PORT}/{postgres.DATABASE}"
+        return {"database": url, "database_password": str(database_password(lab, host))}
+    return {"database": f"sqlite:///{lab.host(host) / 'var' / 'configuration.db'}"}
+
+
+def database_password(lab: LabFolder, host: str) -> Path:
+    """The file with the password of the configuration database, on the backup server and on the database's own host."""
+    return lab.host(host) / "etc" / "database.password"
 
 
 def infrastructure(topology: Topology, lab: LabFolder) -> dict[str, Any]:
@@ -117,11 +135,22 @@ def _job(job: Job) -> dict[str, Any]:
 
 def write(topology: Topology, lab: LabFolder) -> None:
     """Writes every engine machine's files into its `etc/` (the service's file with secrets is private)."""
+    servers = [*topology.by_role(Role.CONFIG_DB), *topology.by_role(Role.BACKUP_SERVER)]
+    if topology.by_role(Role.CONFIG_DB):
+        _share_password([database_password(lab, host) for host in servers])
     for host in engine_hosts(topology):
         etc = lab.host(host) / "etc"
         _write(etc / "engine.yaml", machine(topology, lab, host))
         if topology.host(host).role is Role.BACKUP_SERVER:
             _write(etc / "infrastructure.yaml", infrastructure(topology, lab))
+
+
+def _share_password(files: list[Path]) -> None:
+    """The same random password in each file; one that is there from an earlier `up` stays."""
+    known = next((f.read_text() for f in files if f.exists()), "") or secrets.token_urlsafe(24)
+    for file in files:
+        file.touch(mode=0o600)
+        file.write_text(known)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

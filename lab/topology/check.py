@@ -28,6 +28,9 @@ def _hosts(topology: TopologyModel) -> Iterator[Problem]:
     routers = [name for name, host in topology.hosts.items() if host.role is Role.ROUTER]
     if len(routers) != 1:
         yield Problem(("hosts",), f"exactly one host must have the role router, found {_list(routers)}")
+    databases = [name for name, host in topology.hosts.items() if host.role is Role.CONFIG_DB]
+    if len(databases) > 1:
+        yield Problem(("hosts", databases[1]), f"{databases[0]} is the config_db already: at most one")
     for name, host in topology.hosts.items():
         here: Loc = ("hosts", name)
         if host.zone not in topology.zones:

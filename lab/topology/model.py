@@ -23,6 +23,7 @@ class Role(StrEnum):
     ROUTER = "router"
     CONSOLE = "console"
     BACKUP_SERVER = "backup_server"
+    CONFIG_DB = "config_db"
     PROXY = "proxy"
     REPOSITORY = "repository"
     VCENTER = "vcenter"

@@ -27,7 +27,13 @@ def codes(candidate: Policy, **more: Any) -> set[tuple[str, str | None]]:
 
 @pytest.mark.parametrize(
     ("name", "facts"),
-    [("default-12.3", {}), ("reverse-data", {"listener": "proxy"}), ("default-12.3", {"guest": "none"})],
+    [
+        ("default-12.3", {}),
+        ("reverse-data", {"listener": "proxy"}),
+        ("default-12.3", {"guest": "none"}),
+        ("postgres-12.3", {"config_db": "postgresql"}),
+        ("rest-12.3", {"start": "rest"}),
+    ],
 )
 def test_the_shipped_policies_are_exactly_what_their_run_needs(name: str, facts: dict[str, str]) -> None:
     found = lint(load_policy(name), MATRIX, facts, addresses=WORLD)

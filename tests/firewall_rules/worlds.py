@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The world of the shipped topology, as the rules see it, and shorthands for tests."""
+"""The world of the shipped topologies, as the rules see it, and shorthands for tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from firewall_rules.overlay import Overlay
 WORLD = {
     "console": {"console": "10.77.1.10"},
     "backup_server": {"backup-server": "10.77.2.10"},
+    "config_db": {"config-db": "10.77.12.10"},
     "proxy": {"proxy-1": "10.77.3.10", "proxy-2": "10.77.4.10"},
     "repository": {"repository-1": "10.77.5.10"},
     "vcenter": {"vcenter": "10.77.6.10"},
