@@ -313,6 +313,62 @@ class VSphere:
         except ObjectNotFound:
             return
 
+    # Devices and storage (HotAdd and Direct SAN)
+
+    def find_by_uuid(self, uuid: str, *, step: str) -> str | None:
+        """Reference of the VM with that BIOS UUID; None when there is none."""
+        index = self.content.searchIndex
+        found = self.call(lambda: index.FindByUuid(uuid=uuid, vmSearch=True, instanceUuid=False), step=step)
+        return str(found._moId) if found is not None else None
+
+    def devices(self, vm: str, *, step: str) -> list[Any]:
+        """The VM's virtual devices (pyVmomi objects)."""
+        machine = vim.VirtualMachine(vm, self.stub)
+        return list(
+            self.call(
+                lambda: self._of(machine, ["config.hardware.device"]).get("config.hardware.device") or [], step=step
+            )
+        )
+
+    def snapshot_devices(self, snapshot: str, *, step: str) -> list[Any]:
+        """The virtual devices as the snapshot's configuration holds them."""
+        target = vim.vm.Snapshot(snapshot, self.stub)
+        return list(
+            self.call(
+                lambda: self._of(target, ["config.hardware.device"]).get("config.hardware.device") or [], step=step
+            )
+        )
+
+    def vmx_path(self, vm: str, *, step: str) -> str:
+        """Datastore path of the VM's configuration file."""
+        machine = vim.VirtualMachine(vm, self.stub)
+        return str(
+            self.call(
+                lambda: self._of(machine, ["config.files.vmPathName"]).get("config.files.vmPathName") or "", step=step
+            )
+        )
+
+    def reconfigure(self, vm: str, changes: list[Any], *, step: str, timeout: float) -> None:
+        """Adds, removes or edits devices (`VirtualDeviceSpec`) and waits. Raises VSphereFault, TaskTimedOut."""
+        machine = vim.VirtualMachine(vm, self.stub)
+        spec = vim.vm.ConfigSpec(deviceChange=changes)
+        task = self.call(lambda: machine.ReconfigVM_Task(spec=spec), step=step, repeatable=False)
+        self.wait(task, step=step, timeout=timeout)
+
+    def datastore_luns(self, vm: str, datastore: str, *, step: str) -> list[str]:
+        """Canonical names (`naa.…`) of the LUNs of the VM's datastore of that name; empty when it is not on LUNs."""
+        machine = vim.VirtualMachine(vm, self.stub)
+
+        def read() -> list[str]:
+            for store in self._of(machine, ["datastore"]).get("datastore") or []:
+                props = self._of(store, ["name", "info"])
+                if props.get("name") == datastore:
+                    vmfs = getattr(props.get("info"), "vmfs", None)
+                    return [str(extent.diskName) for extent in getattr(vmfs, "extent", None) or []]
+            return []
+
+        return self.call(read, step=step)
+
     def wait(self, task: Any, *, step: str, timeout: float) -> Any:
         """Waits for a vSphere task and gives its result. Raises VSphereFault (the task's error), TaskTimedOut."""
         end = time.monotonic() + timeout

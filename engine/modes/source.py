@@ -27,6 +27,8 @@ class Source(ABC):
     """A disk opened for reading; `capacity` in bytes, a multiple of 512."""
 
     mode: ClassVar[str]
+    step: ClassVar[str]
+    """The step that reads: 20a, 20b or 20c."""
     capacity: int
 
     @abstractmethod

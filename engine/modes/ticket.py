@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """One-time tickets for NFC: asked of vCenter's (or a host's) hidden `NfcService` (step 18; nfc reference section 1).
 
-The service is not in the published API, so its managed type is registered here with the one method that is needed.
+The service is not in the published API, so its managed type is registered here with the methods that are needed.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyVmomi import VmomiSupport, vim
@@ -19,15 +20,24 @@ _VCENTER_SERVICE = "nfcService"
 _HOST_SERVICES = ("ha-nfc", "ha-nfc-service")
 _VERSION = "vim.version.version1"
 _TYPE = "vim.NfcService"
-_METHOD = (
-    "getVmFiles",
-    "NfcGetVmFiles",
-    _VERSION,
-    (("vm", "vim.VirtualMachine", _VERSION, 0, None),),
-    (0, "vim.HostServiceTicket", "vim.HostServiceTicket"),
-    None,
-    None,
-)
+_RESULT = (0, "vim.HostServiceTicket", "vim.HostServiceTicket")
+_VM = ("vm", "vim.VirtualMachine", _VERSION, 0, None)
+_METHODS = [
+    ("getVmFiles", "NfcGetVmFiles", _VERSION, (_VM,), _RESULT, None, None),
+    (
+        "randomAccessOpenDisk",
+        "NfcRandomAccessOpenDisk",
+        _VERSION,
+        (
+            _VM,
+            ("diskDeviceKey", "int", _VERSION, 0, None),
+            ("hostForAccess", "vim.HostSystem", _VERSION, VmomiSupport.F_OPTIONAL, None),
+        ),
+        _RESULT,
+        None,
+        None,
+    ),
+]
 _REGISTER = threading.Lock()
 
 
@@ -57,20 +67,28 @@ class Ticket:
         return f"Ticket({self.service} on {self.host}:{self.port})"
 
 
-def request_ticket(vsphere: VSphere, vm: str, *, step: str) -> Ticket:
-    """Asks for read access to the files of the VM with that managed object reference (`NfcGetVmFiles`). Blocking.
+def request_ticket(vsphere: VSphere, vm: str, *, step: str, write_disk: int | None = None) -> Ticket:
+    """Asks for access to the files of the VM with that managed object reference. Blocking.
+
+    Args:
+        write_disk: device key of the disk to write (`NfcRandomAccessOpenDisk`); None: reading only (`NfcGetVmFiles`).
 
     Raises:
         NoTicket: refused, or the answer cannot be used. ConnectError.
     """
     machine = vim.VirtualMachine(vm, vsphere.stub)
     host_agent = vsphere.content is not None and vsphere.content.about.apiType == "HostAgent"
+
+    def ask(service: Any) -> Any:
+        if write_disk is None:
+            return service.NfcGetVmFiles(machine)
+        return service.NfcRandomAccessOpenDisk(machine, write_disk)
+
     failure: VSphereFault | None = None
     for moref in _HOST_SERVICES if host_agent else (_VCENTER_SERVICE,):
         service = _service_type()(moref, vsphere.stub)
         try:
-            answer = vsphere.call(lambda service=service: service.NfcGetVmFiles(machine), step=step)  # type: ignore[misc]
-            return _ticket(answer, vsphere, step)
+            return _ticket(vsphere.call(partial(ask, service), step=step), vsphere, step)
         except ObjectNotFound as exc:
             failure = exc
         except VSphereFault as exc:
@@ -94,7 +112,7 @@ def _service_type() -> Any:
     """The managed type, registered once a process."""
     with _REGISTER:
         if not _registered():
-            VmomiSupport.CreateManagedType(_TYPE, "NfcService", "vmodl.ManagedObject", _VERSION, None, [_METHOD])
+            VmomiSupport.CreateManagedType(_TYPE, "NfcService", "vmodl.ManagedObject", _VERSION, None, _METHODS)
         return VmomiSupport.GetVmodlType(_TYPE)
 
 

@@ -19,7 +19,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,10 @@ class Route:
 
 
 class DataLink:
-    """An open link. Several threads may `send`; one may `receive`, and only while nobody sends."""
+    """An open link. Several threads may `send`; one may `receive`, and only while nobody sends.
+
+    `answers`: kinds of frames that are requests of the sender, and what answers them while this side receives.
+    """
 
     def __init__(self, sock: ssl.SSLSocket, route: Route, *, step: str, silence: float = SILENCE) -> None:
         self.route = route
@@ -74,7 +77,8 @@ class DataLink:
         self._sock = sock
         self._sock.settimeout(silence)
         self._silence = silence
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.answers: dict[str, Callable[[Frame], None]] = {}
         self._failure: BaseException | None = None
         self._last = time.monotonic()
         self._buffer = bytearray(64 << 10)
@@ -131,8 +135,16 @@ class DataLink:
             frame = self._receive()
             if frame.kind == "error":
                 raise RemoteError(frame.fields)
-            if frame.kind != "tick":
+            if frame.kind in self.answers:
+                self.answers[frame.kind](frame)
+            elif frame.kind != "tick":
                 return frame
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """This thread alone sends and receives meanwhile, so the sender of blocks may ask the other side something."""
+        with self._lock:
+            yield
 
     def heed(self) -> None:
         """Raises what the other side reports, or that it is gone, while this side is the one that sends; never waits."""

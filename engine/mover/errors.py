@@ -36,6 +36,14 @@ class DataProtocol(VadplabError):
     advice = "Check that both machines run the same version."
 
 
+class NoParent(VadplabError):
+    """The source asked for the digests of a restore point below, but the target has none."""
+
+    code = "data.no-parent"
+    symptom = "no parent"
+    advice = "Open the target with the restore point below, or run a full backup."
+
+
 class NoFreePort(VadplabError):
     """All ports of the Data Movers' range are in use."""
 

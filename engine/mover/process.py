@@ -106,8 +106,12 @@ class Mover:
             case "source.open":
                 return await task.source_open(protocol.parse(protocol.SourceOpen, call.method, params))
             case "source.read":
+                return await task.source_read(protocol.parse(protocol.SourceRead, call.method, params), call.progress)
+            case "writer.open":
+                return await task.writer_open(protocol.parse(protocol.WriterOpen, call.method, params))
+            case "writer.write":
                 protocol.parse(protocol.Empty, call.method, params)
-                return await task.source_read(call.progress)
+                return await task.writer_write(call.progress)
             case "target.open":
                 await task.target_open(protocol.parse(protocol.TargetOpen, call.method, params))
                 return {}

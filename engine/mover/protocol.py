@@ -6,18 +6,31 @@ hello           token                                           {name, role, ver
 rules           throttle, compression, cluster_bits, workers,   {}                              step 6
                 silence
 data.listen     -                                               {port, token}                   step 7, this side listens
-data.connect    host, port, token, name                         {}                              step 7, this side connects
-source.open     mode, vcenter, vm, snapshot, disk, vmx          {vmx, capacity, mode, host}     steps 18, 19, 20c begins
-source.read     -                                               {total, read, zero, data, sent, blocks, root}   20c, 21;
+data.connect    host, port, token, name, step                   {}                              step 7, this side connects
+source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
+                disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins
+source.read     ranges, incremental, compare                    {total, read, zero, data, same, sent, blocks, root}   20, 21;
                                                                 progress {read, total, sent, rate}
-target.open     folder, file, size                              {}                              step 21, receiving side
-target.commit   root (optional)                                 {file, size, stored, digests, root, held};
+target.open     folder, file, size, parent                      {}                              step 21, receiving side
+target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
 restore.open    folder, disk                                    {port, token, size}             step r3
 restore.wait    -                                               {blocks, sent} once the console has the whole disk
+writer.open     mode or modes, failover, vcenter, vm, disk      {capacity, mode, host, failed_over}     on the proxy: a restored
+                                                                VM's new disk is opened for writing
+writer.write    -                                               {written, blocks, received}; progress {written, passed, total}
 abort           -                                               {}; what was begun is given up and removed
 
-Sizes and offsets are bytes, rates bytes a second. Roles: `source` (proxy), `target` and `restore` (repository). When the
+Modes are `san`, `hotadd`, `nbd`, `nbdssl`, and `auto` for what the proxy is configured for; they are tried in the given order
+unless `failover` is false. `ranges` (`[[offset, length], ...]`, ascending): read only these; null: all. `incremental`: the
+target has a parent, so zeros are sent too. `compare`: incremental without a list of changes: the source asks the target for
+the parent's digests and sends only what differs (with `ranges`: within them). `parent`: `{folder, disk}` of the point below.
+
+A restore into a VM: `restore.open` on the repository's mover, then on the proxy's (role `restore`) `data.connect` to its port,
+`writer.open`, `writer.write`; `restore.wait` on the repository ends with it.
+
+Sizes and offsets are bytes, rates bytes a second. Roles: `source` (proxy), `target` (repository),
+`restore` (repository; proxy for `writer.*`). When the
 control connection ends, or `hello` does not come in time, the mover gives up and ends.
 """
 
@@ -27,6 +40,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engine.modes.nfc.aio import Packing
+from engine.modes.opening import Request
+from engine.modes.source import Extent
 from engine.rpc.server import BadParams
 
 VERSION = "1"
@@ -66,7 +82,9 @@ class Rules(_Params):
 
 
 class DataConnect(_Params):
-    """Where the other mover listens, its token, and its machine's name."""
+    """Where the other mover listens, its token, and its machine's name. `step`: 7, another in a restore."""
+
+    step: str = "7"
 
     host: str
     port: int = Field(ge=1, le=65535)
@@ -101,23 +119,108 @@ class Disk(_Params):
     capacity: int = Field(ge=0, multiple_of=512)
 
 
-class SourceOpen(_Params):
-    """What to open, in which mode. `snapshot`: its managed object reference (for modes that need it)."""
+class ChapSecret(_Params):
+    """CHAP name and secret that take the place of the proxy's configured ones."""
 
-    mode: str
+    username: str
+    secret: str = Field(repr=False)
+
+
+class _Modes(_Params):
+    """Which modes: `modes` in order, or one `mode`; `failover`: whether the next is tried when one fails."""
+
+    mode: str | None = None
+    modes: list[str] | None = None
+    failover: bool = True
     vcenter: Vcenter
     vm: Vm
-    snapshot: str | None = None
     disk: Disk
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """The modes as they were given."""
+        return tuple(self.modes if self.modes is not None else [self.mode] if self.mode is not None else [])
+
+
+class SourceOpen(_Modes):
+    """What to open, in which modes. `snapshot`: its managed object reference. `packing`: Network mode's compression on the wire."""
+
+    snapshot: str | None = None
     vmx: str
+    packing: Literal["none", "zlib"] = "none"
+    chap: ChapSecret | None = None
+
+    def request(self) -> Request:
+        """For `engine.modes.opening`."""
+        return Request(
+            modes=self.in_order,
+            failover=self.failover,
+            vcenter=self.vcenter.model_dump(),
+            vm=self.vm.moref,
+            snapshot=self.snapshot,
+            key=self.disk.key,
+            path=self.disk.path,
+            capacity=self.disk.capacity,
+            vmx=self.vmx,
+            chap=(self.chap.username, self.chap.secret) if self.chap else None,
+            packing=Packing.ZLIB if self.packing == "zlib" else Packing.NONE,
+        )
+
+
+class SourceRead(_Params):
+    """What to read: all (null), or ranges of the disk; and how what is not sent is meant."""
+
+    ranges: list[tuple[int, int]] | None = None
+    incremental: bool = False
+    compare: bool = False
+
+    def extents(self, capacity: int) -> list[Extent] | None:
+        """The ranges, checked against the disk's size (an area may end behind it: disks shrink). Raises BadParams."""
+        if self.ranges is None:
+            return None
+        found: list[Extent] = []
+        last = 0
+        for offset, length in self.ranges:
+            if offset < last or length <= 0:
+                raise BadParams(f"source.read: ranges: {offset}+{length} is empty, or not behind the one before it")
+            last = offset + length
+            if offset < capacity:
+                found.append((offset, min(length, capacity - offset)))
+        return found
+
+
+class WriterOpen(_Modes):
+    """The disk of a restored VM that is to be written: new, so it reads as zeros."""
+
+    def request(self) -> Request:
+        """For `engine.modes.opening`."""
+        return Request(
+            modes=self.in_order,
+            failover=self.failover,
+            vcenter=self.vcenter.model_dump(),
+            vm=self.vm.moref,
+            snapshot=None,
+            key=self.disk.key,
+            path=self.disk.path,
+            capacity=self.disk.capacity,
+            vmx=None,
+        )
+
+
+class Parent(_Params):
+    """The disk of the restore point below: the point's folder, the disk's key."""
+
+    folder: str
+    disk: int
 
 
 class TargetOpen(_Params):
-    """Where the disk of the restore point in the making is written."""
+    """Where the disk of the restore point in the making is written; `parent`: what it is incremental to."""
 
     folder: str
     file: str
     size: int = Field(ge=0, multiple_of=512)
+    parent: Parent | None = None
 
 
 class TargetCommit(_Params):

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The proxy's half of a backup: read, drop zeros, cut, hash, compress, send (steps 20c and 21).
+"""The proxy's half of a backup: read, drop zeros, cut, hash, compress, send (steps 20 and 21).
+
+What is read: the whole disk, its allocated areas where the source knows them, or the `ranges` that the caller names (what
+changed, or what is in use). *Incremental*: clusters that are not sent are the parent's, so zeros are sent too (as length 0).
+With a `Comparison`, clusters that are as in the parent are dropped after reading.
 
 Two or three workers, each with two buffers of 1 MiB (while one is packed and sent, the next is being read), its own
 compressor, and the shared data link (disks reference section 7).
@@ -9,12 +13,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.errors import VadplabError
 from engine.modes.source import Extent, Read, Source
+from engine.mover.comparison import Comparison
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, Stopped
 from engine.mover.throttle import Throttle
@@ -24,13 +29,15 @@ from engine.store.digests import DigestTable
 
 @dataclass(slots=True)
 class Counts:
-    """Bytes of the disk: `passed` (read, or known to be unallocated), `read`, `zero`, `data`; `sent`: bytes on the wire."""
+    """Bytes of the disk: `passed` (read, or known not to be needed), `read`, and of these `zero`, `data`, `same` (as in the
+    parent, not sent); `sent`: bytes on the wire; `blocks`: clusters sent that are not zeros."""
 
     total: int
     passed: int = 0
     read: int = 0
     zero: int = 0
     data: int = 0
+    same: int = 0
     sent: int = 0
     blocks: int = 0
 
@@ -64,8 +71,13 @@ class SourcePipeline:
         workers: int = 2,
         level: int = 1,
         cluster_bits: int = CLUSTER_BITS,
+        ranges: Sequence[Extent] | None = None,
+        incremental: bool = False,
+        comparison: Comparison | None = None,
     ) -> None:
         self.counts = Counts(source.capacity)
+        self._incremental = incremental or comparison is not None
+        self._comparison = comparison
         self._source = source
         self._link = link
         self._throttle = throttle
@@ -73,7 +85,9 @@ class SourcePipeline:
         self._level = level
         self._cluster_bits = cluster_bits
         self._piece = BATCH << cluster_bits
-        self._pieces = pieces(source.extents(), source.capacity, self._piece, 1 << cluster_bits)
+        # What a source does not hold reads as zeros, and those matter where a parent lies below.
+        extents = ranges if ranges is not None else None if self._incremental else source.extents()
+        self._pieces = pieces(extents, source.capacity, self._piece, 1 << cluster_bits)
         self._digests = DigestTable(source.capacity, cluster_bits=cluster_bits)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -98,7 +112,7 @@ class SourcePipeline:
                 self._link.fail(error)
             raise error
         if self._stop.is_set():
-            raise Stopped("the task was stopped", step="20c")
+            raise Stopped("the task was stopped", step=self._source.step)
         self.counts.passed = self.counts.total
         return self._finish()
 
@@ -133,7 +147,7 @@ class SourcePipeline:
             turn ^= 1
             following = self._start(buffers[turn])
             read.wait()
-            self._send(packer, offset, view)
+            self._take(packer, offset, view)
             current = following
 
     def _start(self, buffer: memoryview) -> tuple[int, memoryview, Read] | None:
@@ -145,11 +159,22 @@ class SourcePipeline:
         view = buffer[:length]
         return offset, view, self._source.start(offset, view)
 
-    def _send(self, packer: Packer, offset: int, view: memoryview) -> None:
-        batch = packer.pack(offset >> self._cluster_bits, view)
+    def _take(self, packer: Packer, offset: int, view: memoryview) -> None:
+        first = offset >> self._cluster_bits
+        same = len(view)
+        for begin, part in [(first, view)] if self._comparison is None else self._comparison.differing(first, view):
+            self._send(packer, begin, part)
+            same -= len(part)
+        with self._lock:
+            self.counts.read += len(view)
+            self.counts.passed = max(self.counts.passed, offset + len(view))
+            self.counts.same += same
+
+    def _send(self, packer: Packer, first: int, view: memoryview) -> None:
+        batch = packer.pack(first, view)
         self._link.heed()
         sent = 0
-        if batch.size:
+        if batch.size or self._incremental:
             self._throttle.take(batch.size, self._stop)
             if self._stop.is_set():
                 return
@@ -159,8 +184,6 @@ class SourcePipeline:
         with self._lock:
             if batch.size:
                 self._digests.put(batch.first, batch.digests)
-            self.counts.read += len(view)
-            self.counts.passed = max(self.counts.passed, offset + len(view))
             self.counts.data += data
             self.counts.zero += len(view) - data
             self.counts.blocks += batch.data

@@ -12,6 +12,7 @@ from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, NotReady, Stopped
 from engine.mover.receive import batch_of
 from engine.store.clusters import CLUSTER_BITS
+from engine.store.restore import PointDisk
 from engine.store.target import Stored, TargetDisk
 
 DRAIN = 3.0
@@ -22,10 +23,13 @@ class TargetPipeline:
 
     Args:
         link: gives the open link; blocks until it is there, raises when it will not be.
+        parent: the disk of the restore point below, open; closed with this one.
     """
 
-    def __init__(self, folder: Path, file: str, size: int, link: Callable[[], DataLink]) -> None:
-        self.disk = TargetDisk(folder, file, size)
+    def __init__(
+        self, folder: Path, file: str, size: int, link: Callable[[], DataLink], *, parent: PointDisk | None = None
+    ) -> None:
+        self.disk = TargetDisk(folder, file, size, parent=parent)
         self._link = link
         self._done = threading.Event()
         self._stopped = threading.Event()

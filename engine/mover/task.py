@@ -10,41 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
 from engine.events import EventLog
-from engine.modes.network import MODES, NetworkSession, NetworkSource
-from engine.modes.ticket import request_ticket
-from engine.mover import datalink, protocol
+from engine.mover import comparison, datalink, protocol
 from engine.mover.background import background
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
 from engine.mover.restore_pipeline import send_disk
-from engine.mover.source_pipeline import Rate, SourcePipeline
+from engine.mover.source_side import Report, SourceSide
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
+from engine.mover.writer_side import WriterSide
 from engine.rpc.identity import Identity
 from engine.store.restore import PointDisk
-from engine.vsphere import VSphere
 
 LINK_DEADLINE = 120.0
 STREAM_DEADLINE = 120.0
+CLOSE_DEADLINE = 20.0
 PROGRESS = 0.5
-
-Report = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-class UnsupportedMode(InputError):
-    """This version of the engine does not have that transport mode."""
-
-    code = "mode.unsupported"
-    exit_code = 1
-    symptom = "mode not supported"
-    advice = "Use nbd or nbdssl."
 
 
 class MoverTask:
@@ -62,9 +49,8 @@ class MoverTask:
         self._listener: DataListener | None = None
         self._dialed: DataLink | None = None
         self._link: asyncio.Future[DataLink] | None = None
-        self._session: NetworkSession | None = None
-        self._source: NetworkSource | None = None
-        self._pipeline: SourcePipeline | None = None
+        self._source = SourceSide(config, self.dialer, self._stop)
+        self._writer = WriterSide(config, self.dialer, self._stop)
         self._target: TargetPipeline | None = None
         self._disk: PointDisk | None = None
         self._restore: asyncio.Future[dict[str, int]] | None = None
@@ -94,13 +80,14 @@ class MoverTask:
     async def data_connect(self, params: protocol.DataConnect) -> None:
         """Connects to the other mover."""
         self._need(self._link is None, "the data link exists already")
-        self.events.step("7", "begin", f"Data Mover connects to {params.name}:{params.port}")
+        step = params.step
+        self.events.step(step, "begin", f"Data Mover connects to {params.name}:{params.port}")
         silence = self.rules.silence
 
         def connect() -> DataLink:
-            connection = self.dialer.connect(params.host, params.port, step="7", name=params.name)
+            connection = self.dialer.connect(params.host, params.port, step=step, name=params.name)
             link, _ = datalink.connect(
-                connection, self.identity, expect=params.name, token=params.token, step="7", silence=silence
+                connection, self.identity, expect=params.name, token=params.token, step=step, silence=silence
             )
             self._dialed = link
             return self._opened(link)
@@ -109,55 +96,42 @@ class MoverTask:
         try:
             await asyncio.shield(work)
         except VadplabError as exc:
-            self.events.step("7", "failed", exc.message, code=exc.code)
+            self.events.step(step, "failed", exc.message, code=exc.code)
             raise
         self._link = work
-        self.events.step("7", "end")
+        self.events.step(step, "end")
 
-    # Steps 18, 19, 20c, 21 on the proxy
+    # Steps 18 to 21 on the proxy
 
     async def source_open(self, params: protocol.SourceOpen) -> dict[str, Any]:
-        """Logs in, takes a ticket, reads the configuration file on 902, opens the disk on the same connection."""
-        self._need(self.role == "source" and self._source is None, "not a source, or opened already")
-        if params.mode not in MODES:
-            raise UnsupportedMode(f"transport mode {params.mode} is not supported", step="17")
-        return await background(lambda: self._open_network(params))
+        """Logs in, takes a ticket, reads the configuration file on 902, opens the disk in the first mode that works."""
+        self._need(self.role == "source", "not a source")
+        return await self._source.open(params)
 
-    async def source_read(self, report: Report) -> dict[str, Any]:
-        """Reads the whole disk and sends it over the data link; reports progress."""
-        source, link = self._source, await self._ready_link()
-        if source is None:
-            raise NotReady("source.read before source.open")
-        link.step = "21"
-        self.events.use(link.route.attempt, step="21")
-        self.events.step("21", "begin", f"blocks go to {link.route.responder}:{link.route.port}")
-        pipeline = self._pipeline = SourcePipeline(
-            source,
-            link,
-            throttle=self._throttle,
-            workers=self.rules.workers,
-            level=self.rules.compression.level,
-            cluster_bits=self.rules.cluster_bits,
-        )
-        work = background(pipeline.run)
-        rate = Rate()
-        try:
-            while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
-                counts = pipeline.counts
-                await report(
-                    {"read": counts.passed, "total": counts.total, "sent": counts.sent, "rate": rate.of(counts.read)}
-                )
-            result = work.result()
-        except BaseException as exc:
-            pipeline.stop()
-            await asyncio.shield(background(self._abandon_source))
-            for step in ("20c", "21"):
-                self.events.step(step, "failed", str(exc), code=getattr(exc, "code", "cancelled"))
-            raise
-        for step in ("20c", "21"):
-            self.events.step(step, "end", bytes=result["read" if step == "20c" else "sent"])
-        await background(self._finish_source)
+    async def source_read(self, params: protocol.SourceRead, report: Report) -> dict[str, Any]:
+        """Reads the disk, or what of it is asked for, and sends it over the data link; reports progress."""
+        self._need(self.role == "source", "not a source")
+        link = await self._ready_link("source.read")
+        result = await self._source.read(params, link, self._throttle, self.rules, report)
+        link.close()
+        self._note_bytes()
         return result
+
+    # A restore into a VM, on the proxy
+
+    async def writer_open(self, params: protocol.WriterOpen) -> dict[str, Any]:
+        """Opens the disk of a restored VM for writing."""
+        self._need(self.role == "restore", "not a restore")
+        return await self._writer.open(params)
+
+    async def writer_write(self, report: Report) -> dict[str, Any]:
+        """Writes what the repository's Data Mover sends; reports progress."""
+        self._need(self.role == "restore", "not a restore")
+        link = await self._ready_link("writer.write")
+        try:
+            return await self._writer.write(link, self.rules.workers, report)
+        finally:
+            self._note_bytes()
 
     # Step 21 on the repository
 
@@ -176,9 +150,21 @@ class MoverTask:
         def blocking() -> DataLink:
             opened = asyncio.run_coroutine_threadsafe(wait(), loop).result(LINK_DEADLINE + 1)
             opened.step = "21"
+            comparison.answer(opened, parent.digests if parent is not None else None)
             return opened
 
-        self._target = await background(lambda: TargetPipeline(folder, params.file, params.size, blocking))
+        parent = None
+        if params.parent is not None:
+            below, key = self._inside_repository(params.parent.folder), params.parent.disk
+            parent = await background(lambda: PointDisk(below, key))
+        try:
+            self._target = await background(
+                lambda: TargetPipeline(folder, params.file, params.size, blocking, parent=parent)
+            )
+        except BaseException:
+            if parent is not None:
+                parent.close()
+            raise
 
     async def target_commit(self, params: protocol.TargetCommit, report: Report) -> dict[str, Any]:
         """Waits for the end of the stream, finishes and verifies the disk; reports that it is alive meanwhile."""
@@ -222,14 +208,16 @@ class MoverTask:
     # End
 
     async def close(self) -> None:
-        """Stops what runs, closes connections, removes what was not committed; never raises, takes a few seconds at most."""
+        """Stops what runs, gives disks back, closes connections, removes what was not committed; never raises.
+
+        It takes a second as a rule; a disk that vCenter is slow to detach gets more time.
+        """
         self._stop.set()
-        await asyncio.wait([background(self._close)], timeout=5.0)
+        await asyncio.wait([background(self._close)], timeout=CLOSE_DEADLINE)
 
     def _close(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.stop()
-        self._abandon_source()
+        self._source.close()
+        self._writer.close()
         link = self._link
         if link is not None and link.done() and not link.cancelled() and link.exception() is None:
             link.result().close()
@@ -241,45 +229,10 @@ class MoverTask:
             self._target.stop()
         self._note_bytes()
 
-    def _open_network(self, params: protocol.SourceOpen) -> dict[str, Any]:
-        mode = "nbdssl" if params.mode == "nbdssl" else "nbd"
-        events, keylog = self.events, self.config.keylog
-        with _step(events, "18", f"log in to {params.vcenter.name} and ask for a ticket"):
-            vsphere = VSphere.login(self.dialer, step="18", keylog=keylog, **params.vcenter.model_dump())
-            try:
-                ticket = request_ticket(vsphere, params.vm.moref, step="18")
-            finally:
-                with vsphere.at("18"):
-                    vsphere.logout()
-        name = next((n for n, address in self.config.resolver.items() if address == ticket.host), ticket.host)
-        with _step(events, "19", f"connect to {name}:{ticket.port} and read {params.vmx}"):
-            session = NetworkSession.connect(self.dialer, ticket, mode, name=name, keylog=keylog)  # type: ignore[arg-type]
-            self._session = session
-            vmx = session.read_config(params.vmx)
-        self.events.step("20c", "begin", f"read {params.disk.path} from {name}:{ticket.port} by {mode}")
-        try:
-            self._source = session.open_disk(params.disk.path, params.disk.capacity)
-        except VadplabError as exc:
-            events.step("20c", "failed", exc.message, code=exc.code)
-            raise
-        return {"vmx": vmx, "capacity": self._source.capacity, "mode": mode, "host": name}
-
     def _opened(self, link: DataLink) -> DataLink:
         if self.role == "source":
             link.start_ticks()
         return link
-
-    def _abandon_source(self) -> None:
-        for end in (self._source, self._session):
-            if end is not None:
-                end.close()
-
-    def _finish_source(self) -> None:
-        self._abandon_source()
-        link = self._link
-        if link is not None:
-            link.result().close()
-        self._note_bytes()
 
     def _note_bytes(self) -> None:
         """The side that opened the link writes its totals, once."""
@@ -289,9 +242,9 @@ class MoverTask:
                 "bytes", step=link.step, attempt=link.route.attempt, sent=link.sent, received=link.received
             )
 
-    async def _ready_link(self) -> DataLink:
+    async def _ready_link(self, method: str) -> DataLink:
         if self._link is None:
-            raise NotReady("source.read before data.listen or data.connect")
+            raise NotReady(f"{method} before data.listen or data.connect")
         return await asyncio.shield(self._link)
 
     def _inside_repository(self, folder: str) -> Path:
@@ -304,15 +257,3 @@ class MoverTask:
     def _need(self, condition: bool, text: str) -> None:
         if not condition:
             raise NotReady(text)
-
-
-@contextlib.contextmanager
-def _step(events: EventLog, step: str, text: str) -> Any:
-    events.step(step, "begin", text)
-    try:
-        yield
-    except VadplabError as exc:
-        exc.step = exc.step or step
-        events.step(step, "failed", exc.message, code=exc.code)
-        raise
-    events.step(step, "end")

@@ -9,6 +9,7 @@ order.
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -21,7 +22,10 @@ IO_REPLY = struct.Struct("<QIIQIIIII")
 OPEN_REPLY = struct.Struct("<8xQIIII4xI20x")
 MAX_PAYLOAD = 4096
 MAX_FRAGMENT = 1 << 20
+SLACK = 4096
+"""Bytes that a packed fragment may be longer than its data."""
 READ_ONLY = 0x1E
+READ_WRITE = 0x1A
 
 
 class Type(IntEnum):
@@ -42,6 +46,16 @@ class FileType(IntEnum):
     DISK = 2
 
 
+class Packing(IntEnum):
+    """Compression of a fragment's data.
+
+    FastLZ (2) and skipz (3) are not here: no maintained codec of FastLZ can be had for Python, and what skipz does is not known.
+    """
+
+    NONE = 0
+    ZLIB = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """Reply to an open: `handle`, and `capacity` at offset 28: sectors or bytes of a disk, bytes of a plain file."""
@@ -52,12 +66,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A piece of the reply to a read: `offset` of the request, `at` within the request, `length` in bytes."""
+    """A piece of the reply to a read: `offset` of the request, `at` within the request, `length` in bytes, `packed` on the wire."""
 
     offset: int
     request: int
     at: int
     length: int
+    packing: Packing = Packing.NONE
+    packed: int = 0
 
 
 def frame(kind: int, op: int, payload: bytes = b"", extra: bytes = b"") -> bytes:
@@ -85,10 +101,11 @@ def close_session(op: int) -> bytes:
     return frame(Type.CLOSE_SESSION, op, bytes(4))
 
 
-def open_file(op: int, path: str, kind: FileType) -> bytes:
-    """Opens `path` (`[datastore1] vm/vm.vmdk`) for reading."""
+def open_file(op: int, path: str, kind: FileType, *, write: bool = False) -> bytes:
+    """Opens `path` (`[datastore1] vm/vm.vmdk`) for reading, or for reading and writing."""
     name = path.encode()
-    return frame(Type.OPEN_FILE, op, struct.pack("<I12xII36x", len(name), kind, READ_ONLY), name)
+    flags = READ_WRITE if write else READ_ONLY
+    return frame(Type.OPEN_FILE, op, struct.pack("<I12xII36x", len(name), kind, flags), name)
 
 
 def parse_opened(payload: bytes | bytearray | memoryview) -> Opened:
@@ -106,9 +123,9 @@ def close_file(op: int, handle: int) -> bytes:
     return frame(Type.CLOSE_FILE, op, struct.pack("<Q", handle))
 
 
-def read(op: int, handle: int, offset: int, length: int) -> bytes:
-    """Asks for `length` bytes at `offset`, uncompressed."""
-    return frame(Type.IO, op, IO_REQUEST.pack(handle, 1, 0, offset, length, length, length, 0))
+def read(op: int, handle: int, offset: int, length: int, packing: Packing = Packing.NONE) -> bytes:
+    """Asks for `length` bytes at `offset`; with a packing, the host packs the fragments that shrink."""
+    return frame(Type.IO, op, IO_REQUEST.pack(handle, 1, packing, offset, length, length, length, 0))
 
 
 def parse_fragment(payload: bytes | bytearray | memoryview) -> Fragment:
@@ -116,11 +133,37 @@ def parse_fragment(payload: bytes | bytearray | memoryview) -> Fragment:
     if len(payload) != IO_REPLY.size:
         raise NfcProtocol(f"an IO frame with {len(payload)} bytes of payload")
     _, direction, compression, offset, request, at, length, packed, _ = IO_REPLY.unpack(payload)
-    if direction != 1 or compression != 0 or packed != length:
-        raise NfcProtocol("an IO frame that is not an uncompressed read reply")
+    if direction != 1 or compression not in (Packing.NONE, Packing.ZLIB):
+        raise NfcProtocol("an IO frame that is not a read reply, raw or zlib")
+    if (compression == Packing.NONE and packed != length) or not 0 < packed <= MAX_FRAGMENT + SLACK:
+        raise NfcProtocol(f"a fragment of {length} bytes in {packed}")
     if not 0 < length <= MAX_FRAGMENT or at + length > request:
         raise NfcProtocol(f"a fragment {at}+{length} of a read of {request} bytes")
-    return Fragment(offset, request, at, length)
+    return Fragment(offset, request, at, length, Packing(compression), packed)
+
+
+def unpack(packed: bytes | bytearray | memoryview, into: memoryview) -> None:
+    """Fills `into` from a zlib stream. Raises NfcProtocol when it holds anything but exactly that many bytes."""
+    engine = zlib.decompressobj()
+    try:
+        plain = engine.decompress(packed, len(into))
+        more = engine.decompress(engine.unconsumed_tail, 1) if not engine.eof else b""
+    except zlib.error as exc:
+        raise NfcProtocol(f"a packed fragment cannot be unpacked: {exc}") from exc
+    if len(plain) != len(into) or more or not engine.eof:
+        raise NfcProtocol(f"a packed fragment holds {len(plain)} bytes instead of {len(into)}")
+    into[:] = plain
+
+
+def write(op: int, handle: int, offset: int, length: int, at: int, size: int) -> bytes:
+    """Header of a fragment of a write: `size` bytes at `at` of the `length` bytes that are written at `offset`; data follow."""
+    return frame(Type.IO, op, IO_REPLY.pack(handle, 0, 0, offset, length, at, size, size, 0))
+
+
+def parse_written(payload: bytes | bytearray | memoryview) -> None:
+    """The answer to a write. Raises NfcProtocol for another IO frame."""
+    if len(payload) != IO_REPLY.size or IO_REPLY.unpack(payload)[1] != 0:
+        raise NfcProtocol("an IO frame that does not answer a write")
 
 
 def parse_error(payload: bytes | bytearray | memoryview) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from typing import Any
 from engine.dialer import Connection
 from engine.errors import VadplabError
 from engine.events import EventLog
+from engine.modes.errors import WriteFailed
 from engine.modes.nfc import aio, authd, classic
 from engine.modes.nfc.errors import NfcCut, NfcProtocol, OpenFailed, ReadFailed
 from engine.modes.nfc.stream import RawStream
@@ -27,6 +28,8 @@ from engine.rpc.tuning import tune
 
 MAX_TEXT = 1 << 20
 CLOSE_PATIENCE = 2.0
+WRITE_FRAGMENT = 65536
+"""Bytes of a fragment of a write, at most (nfc reference section 4)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +44,7 @@ class Request:
     view: memoryview | None = None
     offset: int = 0
     missing: int = 0
+    packing: aio.Packing = aio.Packing.NONE
     seen: set[int] = field(default_factory=set)
     reply: bytes = b""
     done: bool = False
@@ -69,6 +73,7 @@ class NfcClient:
         self._closed = False
         self._head = memoryview(bytearray(aio.HEADER.size))
         self._body = memoryview(bytearray(aio.MAX_PAYLOAD))
+        self._packed = memoryview(bytearray(0))
 
     @classmethod
     def open(
@@ -106,11 +111,11 @@ class NfcClient:
             self.raw.step = step
             self._events.use(self.attempt, step=step)
 
-    def open_file(self, path: str, kind: aio.FileType) -> aio.Opened:
-        """Opens a file for reading. Raises OpenFailed with the host's code and text."""
+    def open_file(self, path: str, kind: aio.FileType, *, write: bool = False) -> aio.Opened:
+        """Opens a file for reading, or for writing too. Raises OpenFailed with the host's code and text."""
         reply = self._call(
             f"open {path}",
-            lambda op: aio.open_file(op, path, kind),
+            lambda op: aio.open_file(op, path, kind, write=write),
             expect=aio.Type.OPEN_FILE,
             error=OpenFailed,
         )
@@ -123,21 +128,50 @@ class NfcClient:
 
     def read_text(self, path: str) -> str:
         """A whole small text file of the VM's folder, for example its `*.vmx`."""
+        return self.read_file(path, limit=MAX_TEXT).decode(errors="replace")
+
+    def read_file(self, path: str, *, limit: int, pack: bool = False) -> bytes:
+        """A whole file of the VM's folder.
+
+        Args:
+            limit: most bytes that are taken. pack: ask the host to compress it on the wire (zlib).
+
+        Raises:
+            OpenFailed: the host refused, or the file is longer. ReadFailed.
+        """
         opened = self.open_file(path, aio.FileType.TEXT)
-        if opened.capacity > MAX_TEXT:
-            raise OpenFailed(
-                f"{self.raw.route}: {path}: {opened.capacity} bytes is too long for a text", **self.raw.where
-            )
+        if opened.capacity > limit:
+            raise OpenFailed(f"{self.raw.route}: {path}: {opened.capacity} bytes is too long", **self.raw.where)
         data = bytearray(opened.capacity)
         if data:
-            self.start_read(opened.handle, 0, memoryview(data)).wait()
+            packing = aio.Packing.ZLIB if pack else aio.Packing.NONE
+            self.start_read(opened.handle, 0, memoryview(data), packing).wait()
         self.close_file(opened.handle)
-        return data.decode(errors="replace")
+        return bytes(data)
 
-    def start_read(self, handle: int, offset: int, view: memoryview) -> Request:
-        """Asks for `len(view)` bytes at `offset` into `view`; several may be in flight."""
-        request = Request(-1, f"read at offset {offset}", self, ReadFailed, aio.Type.IO, view, offset, len(view))
-        self._send(request, lambda op: aio.read(op, handle, offset, len(view)))
+    def start_read(
+        self, handle: int, offset: int, view: memoryview, packing: aio.Packing = aio.Packing.NONE
+    ) -> Request:
+        """Asks for `len(view)` bytes at `offset` into `view`; several may be in flight. `packing`: how the host may pack."""
+        request = Request(
+            -1, f"read at offset {offset}", self, ReadFailed, aio.Type.IO, view, offset, len(view), packing=packing
+        )
+        self._send(request, lambda op: aio.read(op, handle, offset, len(view), packing))
+        return request
+
+    def start_write(self, handle: int, offset: int, data: memoryview) -> Request:
+        """Sends `data` for `offset`; the host answers once, after the last fragment. Several may be in flight."""
+        request = Request(-1, f"write at offset {offset}", self, WriteFailed, aio.Type.IO)
+        size = len(data)
+
+        def fragments(op: int) -> bytes:
+            parts: list[bytes | memoryview] = []
+            for at in range(0, size, WRITE_FRAGMENT):
+                piece = data[at : at + WRITE_FRAGMENT]
+                parts += (aio.write(op, handle, offset, size, at, len(piece)), piece)
+            return b"".join(parts)
+
+        self._send(request, fragments)
         return request
 
     def close(self, handles: tuple[int, ...] = ()) -> None:
@@ -228,10 +262,24 @@ class NfcClient:
         request.seen.add(piece.at)
         if piece.length > request.missing:
             raise NfcProtocol(f"fragments overlap in the {request.what}")
-        self._stream.read_into(view[piece.at : piece.at + piece.length])
+        part = view[piece.at : piece.at + piece.length]
+        if piece.packing is aio.Packing.NONE:
+            self._stream.read_into(part)
+        else:
+            if piece.packing is not request.packing:
+                raise NfcProtocol(f"a fragment packed in another way than asked in the {request.what}")
+            packed = self._scratch(piece.packed)
+            self._stream.read_into(packed)
+            aio.unpack(packed, part)
         request.missing -= piece.length
         if not request.missing:
             self._finish(request, None)
+
+    def _scratch(self, size: int) -> memoryview:
+        """Room for a packed fragment; only the thread that receives uses it."""
+        if size > len(self._packed):
+            self._packed = memoryview(bytearray(aio.MAX_FRAGMENT + aio.SLACK))
+        return self._packed[:size]
 
     def _finish(self, request: Request, failure: BaseException | None) -> None:
         with self._turn:

@@ -305,7 +305,7 @@ async def test_host_refuses_at_19(world: World, esxi: dict[str, Any], vcenter: S
 async def test_unsupported_mode(world: World, esxi: dict[str, Any], vcenter: SmallVcenter) -> None:
     async with pair(world, "proxy-to-repository") as (source, _):
         with pytest.raises(RemoteError) as caught:
-            await source.call("source.open", **opening(esxi, vcenter, "hotadd"))
+            await source.call("source.open", **opening(esxi, vcenter, "tape"))
     assert caught.value.to_dict()["code"] == "mode.unsupported"
     assert vcenter.calls == []
 
