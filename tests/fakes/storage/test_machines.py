@@ -37,6 +37,7 @@ def test_a_deleted_vm_leaves_nothing_but_its_truth(tmp_path: Path) -> None:
     assert refused(machines.delete, store, vm) == "locked"
     store.set_power(vm, False)
     machines.delete(store, vm)
+    assert truth(store, 1)[2000] == digests(before)  # until then it holds what it has still to read
     assert store.lun.free == store.lun.capacity and not store.files.names()
     for act in (lambda: handle.write(memoryview(b"z"), 0), lambda: content(handle)):
         with pytest.raises(OSError) as caught:
