@@ -102,6 +102,7 @@ def test_a_vm_gets_its_disks_later(tmp_path: Path) -> None:
     store.close()
     store = opened(tmp_path / "s", 64)
     assert content(live(store, 2000)) == b"x" * GRAIN and content(live(store, 2001)) == bytes(GRAIN)
+    truth(store, 1)  # no pins are left then
     audit(store)
     store.close()
 
