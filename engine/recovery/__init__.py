@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""Instant recovery: a disk of a restore point served over NBD straight from the repository, before anything is restored.
+
+nbdkit owns the protocol; `plugin` answers it from `disk`. Reads come from the chain, a cluster at a time, each checked against
+its digest (damaged data is an I/O error, never wrong bytes). Writes go to an *overlay*, a file of its own: the restore point
+is never changed, and its chain is locked against merging as long as the process lives.
+
+    python -m engine.recovery --point FOLDER --disk KEY (--unix PATH | --listen HOST:PORT) [--overlay FILE]
+
+prints the NBD URI as its first line once NBD answers, ends on SIGTERM (connected clients are cut), dies with its parent.
+Without `--overlay` what was written is gone at the end; with it, the next start with the same file continues there.
+"""
