@@ -18,10 +18,13 @@ from pyVmomi import vim
 
 from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
 from fakes.vcenter.admin import AdminSession
+from fakes.vcenter.machine import Machine, disk_uuid
+from fakes.vcenter.machine import folder as folder_of
 
 GUEST_IDS = {"linux": "debian12_64Guest", "windows": "windows2019srvNext_64Guest", "other": "otherGuest64"}
 FAMILIES = {"linux": "linuxGuest", "windows": "windowsGuest", "other": "otherGuestFamily"}
 CONTROLLER = 1000
+FIRST_DISK = 2000
 
 
 @dataclass
@@ -102,23 +105,24 @@ def _controller() -> Any:
     )
 
 
-def disk_uuid(vm: VirtualMachine, index: int) -> str:
-    """A disk's UUID as vSphere writes it; stable over restarts."""
-    return str(uuid.uuid5(uuid.UUID(vm.uuid), f"disk-{index}"))
-
-
 def instance_uuid(vm: VirtualMachine) -> str:
     """vCenter's own UUID of the VM; stable over restarts."""
     return str(uuid.uuid5(uuid.UUID(vm.uuid), "instance"))
 
 
+def unit(key: int) -> int:
+    """The unit of a disk's key on its controller; 7 is the controller's own."""
+    number = key - FIRST_DISK
+    return number if number < 7 else number + 1
+
+
 def _disk(vm: VirtualMachine, index: int) -> Any:
     disk = vm.disks[index]
-    # unit 7 is the controller's own
+    key = vm.disk_key(index)
     return vim.vm.device.VirtualDisk(
-        key=vm.disk_key(index),
+        key=key,
         controllerKey=CONTROLLER,
-        unitNumber=index if index < 7 else index + 1,
+        unitNumber=unit(key),
         deviceInfo=vim.Description(label=vm.disk_label(index), summary=f"{disk.size >> 10:,} KB"),
         capacityInKB=disk.size >> 10,
         capacityInBytes=disk.size,
@@ -127,7 +131,7 @@ def _disk(vm: VirtualMachine, index: int) -> Any:
             diskMode="persistent",
             thinProvisioned=disk.thin,
             writeThrough=False,
-            uuid=disk_uuid(vm, index),
+            uuid=disk_uuid(vm.uuid, key),
         ),
     )
 
@@ -151,6 +155,13 @@ def _nic(vm: VirtualMachine) -> Any:
     )
 
 
+def tracking_options(vm: VirtualMachine, *, on: bool) -> list[Any]:
+    """What a configuration file says of changed block tracking, as `extraConfig` shows it."""
+    text = "TRUE" if on else "FALSE"
+    keys = ["ctkEnabled", *(f"scsi0:{unit(vm.disk_key(index))}.ctkEnabled" for index in range(len(vm.disks)))]
+    return [vim.option.OptionValue(key=key, value=text) for key in keys]
+
+
 def config_spec(vm: VirtualMachine) -> Any:
     """The ConfigSpec that makes `vm` in vcsim."""
     devices = [_controller(), *(_disk(vm, index) for index in range(len(vm.disks)))]
@@ -169,7 +180,9 @@ def config_spec(vm: VirtualMachine) -> Any:
         version="vmx-19",
         memoryMB=vm.memory_mib,
         numCPUs=vm.cpus,
-        files=vim.vm.FileInfo(vmPathName=f"[{vm.datastore}] {vm.name}/{vm.name}.vmx"),
+        files=vim.vm.FileInfo(vmPathName=f"[{vm.datastore}] {folder_of(vm)}/{vm.name}.vmx"),
+        changeTrackingEnabled=isinstance(vm, Machine) and vm.tracking,
+        extraConfig=tracking_options(vm, on=True) if isinstance(vm, Machine) and vm.tracking else [],
         deviceChange=changes,
     )
 
@@ -203,11 +216,11 @@ def vmx(vm: VirtualMachine) -> str:
         "scsi0.virtualDev": "pvscsi",
     }
     for index in range(len(vm.disks)):
-        unit = index if index < 7 else index + 1
+        at = unit(vm.disk_key(index))
         lines |= {
-            f"scsi0:{unit}.present": "TRUE",
-            f"scsi0:{unit}.deviceType": "scsi-hardDisk",
-            f"scsi0:{unit}.fileName": vm.disk_file(index).rpartition("/")[2],
+            f"scsi0:{at}.present": "TRUE",
+            f"scsi0:{at}.deviceType": "scsi-hardDisk",
+            f"scsi0:{at}.fileName": vm.disk_file(index).rpartition("/")[2],
         }
     if vm.nic is not None:
         lines |= {

@@ -16,11 +16,20 @@ from fakes.core import inventory
 from fakes.core.daemon import die_with_parent, ready, until_signal
 from fakes.core.fabric import FabricError
 from fakes.vcenter import certificate, source
+from fakes.vcenter.changes import Pages
 from fakes.vcenter.gateway import Gateway, Settings
 from fakes.vcenter.simulator import SimulatorFailed
 from fakes.vcenter.upstream import UpstreamGone
 
 BAD_INPUT, MISSING = 2, 3
+
+
+def size(value: str) -> int:
+    """Bytes from `512MiB` and the like."""
+    try:
+        return inventory.parse_size(value)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, metavar="FOLDER", help="for vcsim's stub files (default: temporary)")
     parser.add_argument("--vcsim", metavar="WHAT", help="a path, or path, docker, built (default: the first there is)")
     parser.add_argument("--attach", metavar="HOST:PORT", help="use an empty vcsim that listens there (a container's)")
+    parser.add_argument(
+        "--change-span", type=size, metavar="SIZE", help="of a disk, that one QueryChangedDiskAreas covers"
+    )
+    parser.add_argument("--change-areas", type=int, default=2000, metavar="N", help="areas that it lists at most")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where a built vcsim is kept")
     return parser
 
@@ -74,6 +87,10 @@ def main(argv: list[str]) -> int:
         path = getattr(options, name)
         if path is not None and not path.exists():
             return _fail(f"--{name} {path}: not there", BAD_INPUT)
+    try:
+        pages = Pages(options.change_span, options.change_areas)
+    except ValueError as exc:
+        return _fail(f"--change-span, --change-areas: {exc}", BAD_INPUT)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         found = (
@@ -99,6 +116,7 @@ def main(argv: list[str]) -> int:
             state=options.state or Path(folder) / "state",
             flags=flags,
             attach=attach,
+            pages=pages,
             username=username,
             password=shown.password if shown else "VMware1!",
         )

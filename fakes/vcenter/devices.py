@@ -28,8 +28,8 @@ ALLOWED = (
 )
 
 
-async def assign(world: World, vm: Any, values: dict[str, Any]) -> None:
-    """Sets properties of a VM by path. Raises vmodl.MethodFault, UpstreamGone."""
+async def assign(world: World, vm: Any, values: dict[str, Any]) -> Any:
+    """Sets properties of a VM by path; returns vcsim's task. Raises vmodl.MethodFault, UpstreamGone."""
     for path in values:
         if not path.startswith(ALLOWED):
             raise ValueError(f"{path} is not among the paths that may be set")
@@ -37,9 +37,20 @@ async def assign(world: World, vm: Any, values: dict[str, Any]) -> None:
     task = await world.admin.call(vm, "ReconfigVM_Task", spec=vim.vm.ConfigSpec(extraConfig=options))
     world.sanitiser.hidden.add(task._moId.encode())
     await world.admin.finished(task)
+    return task
 
 
-def _backing(template: Any, path: str, parent: Any) -> Any:
+async def read(world: World, vm: Any) -> list[Any]:
+    """The devices of a VM, or of a snapshot's config."""
+    return list((await world.admin.properties(vm, "config.hardware.device")).get("config.hardware.device") or [])
+
+
+async def write(world: World, vm: Any, devices: list[Any]) -> Any:
+    """Makes a VM show these devices; returns vcsim's task."""
+    return await assign(world, vm, {"config.hardware.device": vim.vm.device.VirtualDevice.Array(devices)})
+
+
+def _backing(template: Any, path: str, parent: Any, change_id: str | None) -> Any:
     # a delta of our storage keeps the identity of the disk; only its file differs
     return vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
         fileName=path,
@@ -49,27 +60,40 @@ def _backing(template: Any, path: str, parent: Any) -> Any:
         writeThrough=bool(template.writeThrough),
         uuid=template.uuid,
         contentId=template.contentId,
-        changeId=template.changeId if parent is None else None,
+        changeId=change_id,
         deltaDiskFormat=None if parent is None else "redoLogFormat",
         parent=parent,
     )
 
 
-async def set_chains(world: World, vm: Any, chains: dict[int, list[str]]) -> None:
-    """Makes disks show these files: `chains` maps a device key to paths, base first; the last is the disk's own."""
-    devices = (await world.admin.properties(vm, "config.hardware.device"))["config.hardware.device"]
+async def set_chains(
+    world: World, vm: Any, chains: dict[int, list[str]], change_ids: dict[int, str | None] | None = None
+) -> None:
+    """Makes disks show these files and change IDs.
+
+    Args:
+        chains: device key → paths, base first; the last is the disk's own. change_ids: device key → ID (None: untracked).
+    """
+    devices = await read(world, vm)
+    if show_chains(devices, chains, change_ids or {}):
+        await write(world, vm, devices)
+
+
+def show_chains(devices: list[Any], chains: dict[int, list[str]], change_ids: dict[int, str | None]) -> bool:
+    """The same on devices in hand; returns whether something changed."""
     changed = False
     for device in devices:
-        chain = chains.get(device.key)
-        if not isinstance(device, vim.vm.device.VirtualDisk) or not chain or _files(device.backing) == chain:
+        chain, change_id = chains.get(device.key), change_ids.get(device.key)
+        if not isinstance(device, vim.vm.device.VirtualDisk) or not chain or device.backing is None:
+            continue
+        if _files(device.backing) == chain and device.backing.changeId == change_id:
             continue
         backing = None
         for path in chain:
-            backing = _backing(device.backing, path, backing)
+            backing = _backing(device.backing, path, backing, change_id if path == chain[-1] else None)
         device.backing = backing
         changed = True
-    if changed:
-        await assign(world, vm, {"config.hardware.device": vim.vm.device.VirtualDevice.Array(devices)})
+    return changed
 
 
 def _files(backing: Any) -> list[str]:
@@ -83,7 +107,7 @@ def _files(backing: Any) -> list[str]:
 async def show_frozen(world: World, snapshot: str, chains: dict[int, list[str]]) -> None:
     """Makes a snapshot's config show these files; vcsim has no way to change it, so replies are patched."""
     reference = vim.vm.Snapshot(snapshot, None)
-    devices = (await world.admin.properties(reference, "config.hardware.device"))["config.hardware.device"]
+    devices = await read(world, reference)
     held = {d.key: _files(d.backing) for d in devices if isinstance(d, vim.vm.device.VirtualDisk)}
     if all(held.get(key) == chain for key, chain in chains.items()):
         world.sanitiser.frozen.pop(snapshot, None)

@@ -28,16 +28,24 @@ from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError, serve
 from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
-from fakes.vcenter import builder, devices, guard, reports, simulator, soap, tasks
+from fakes.vcenter import builder, devices, guard, hoststorage, reports, simulator, soap, tasks
 from fakes.vcenter.admin import AdminSession
+from fakes.vcenter.attachments import Attachments
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
+from fakes.vcenter.changes import Changes, Pages
 from fakes.vcenter.collectors import Collectors
 from fakes.vcenter.guest import GuestOperations
+from fakes.vcenter.hoststorage import HostStorage
 from fakes.vcenter.http import Headers, Reply, Request
 from fakes.vcenter.journal import Journal
 from fakes.vcenter.keeper import Keeper, NotReady
+from fakes.vcenter.machines import Machines
 from fakes.vcenter.nfc import VERSIONS, NfcService
 from fakes.vcenter.passing import pass_on
+from fakes.vcenter.power import Power
+from fakes.vcenter.reconfigure import Reconfigure
+from fakes.vcenter.reverting import Reverting
+from fakes.vcenter.running import Runner
 from fakes.vcenter.sanitise import Sanitiser
 from fakes.vcenter.server import HttpsServer
 from fakes.vcenter.snapshots import Snapshots
@@ -60,6 +68,7 @@ class Settings:
 
     `flags`: further flags of vcsim (alone, without an inventory). `state`: a folder for vcsim's stubs; None = temporary.
     `attach`: address of an empty vcsim that somebody else started (a container), instead of a child.
+    `pages`: how much one answer about changed areas covers.
     """
 
     source: VcsimSource
@@ -72,6 +81,7 @@ class Settings:
     state: Path | None = None
     flags: Sequence[str] = ()
     attach: tuple[str, int] | None = None
+    pages: Pages = field(default_factory=Pages)
     username: str = "administrator"
     password: str = field(default="VMware1!", repr=False)
 
@@ -112,15 +122,24 @@ class Gateway:
         self._reports: dict[str, dict[str, Any]] = {}
         self._fabric_server: asyncio.Server | None = None
         self.guest = GuestOperations()
-        self._snapshots = Snapshots(self)
+        self._host_storage = HostStorage()
+        runner = Runner(self)
+        self._attachments = Attachments(self.storage, settings.fabric, inventory)
+        self._power = Power(self, self._attachments, self._went_down)
+        self._snapshots = Snapshots(self, runner)
+        self._machines = Machines(self, runner, self._power, self._attachments, inventory, self._vms)
         self._collectors = Collectors()
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
             "Login": self._login,
             **self._collectors.handlers(),
-            **dict.fromkeys(guard.EXCLUSIVE, self._exclusive),
+            **dict.fromkeys(guard.EXCLUSIVE, self._power.exclusive),
             **self._snapshots.handlers(),
+            **Reverting(self, runner, self._power).handlers(),
+            **Changes(self, runner, settings.pages).handlers(),
+            **Reconfigure(self, runner, self._power, self._attachments, inventory).handlers(),
+            **(self._machines.handlers() if settings.view == "vcenter" else {}),
             **self._nfc.handlers(),
             **self.guest.handlers(),
         }
@@ -209,7 +228,7 @@ class Gateway:
                 settings.source.executable, flags, settings.username, settings.password, self._state
             )
         upstream = Upstream(child.host, child.port, dial)
-        world = World(child, upstream, AdminSession(upstream), Sanitiser())
+        world = World(child, upstream, AdminSession(upstream), Sanitiser(host_storage=self._host_storage.patch))
         try:
             await world.admin.login(settings.username, settings.password)
             await self._prepare(world)
@@ -248,20 +267,46 @@ class Gateway:
             world.places = await builder.build_host(world.admin, inventory, self._hosts()[self.settings.host], stubs)
         else:
             world.places = await builder.build_vcenter(world.admin, inventory, stubs)
-        for vm in self._vms.values():
+        if self.settings.view == "vcenter" and self._lives == 1:
+            await self._machines.adopt()
+        for vm in list(self._vms.values()):
             async with self.lock(vm.name):
-                state = await self.storage.ensure(vm) if self.storage is not None else None
-                on = state.power_on if state is not None and self._lives > 1 else vm.power == "on"
-                vm_now = vm.model_copy(update={"power": "on" if on else "off"})
-                reference = await builder.build_vm(world.admin, world.places, vm_now)
-                await devices.remember_stubs(world, self._datacenter(), vm)
-                await devices.assign(world, reference, reports.guest_defaults(vm))
-                if vm.name in self._reports:
-                    await devices.assign(world, reference, reports.guest_report(vm, self._reports[vm.name]))
-                if self.storage is not None and state is not None:
-                    if state.power_on != on and self.settings.view == "vcenter":
-                        await self.storage.power(vm, on)
-                    await self._snapshots.replay(world, vm, state)
+                await self._build_vm(world, vm)
+        for name in list(self._vms):
+            if self.storage is not None and await self._attachments.show(world, name, world.places.vms[name]):
+                await self._attachments.plug_all(name)
+        await self._read_luns(world)
+
+    async def _build_vm(self, world: World, vm: VirtualMachine) -> None:
+        state = await self.storage.ensure(vm) if self.storage is not None else None
+        on = state.power_on if state is not None and self._lives > 1 else vm.power == "on"
+        shown = (state.machine if state is not None else vm).model_copy(update={"power": "on" if on else "off"})
+        self._vms[vm.name] = shown
+        self._attachments.bios[vm.name] = vm.uuid
+        reference = await builder.build_vm(world.admin, world.places, shown)
+        await devices.remember_stubs(world, self._datacenter(), shown)
+        await devices.assign(world, reference, reports.guest_defaults(vm))
+        if vm.name in self._reports:
+            await devices.assign(world, reference, reports.guest_report(vm, self._reports[vm.name]))
+        if self.storage is not None and state is not None:
+            if state.power_on != on and self.settings.view == "vcenter":
+                await self.storage.power(vm, on)
+                state = await self.storage.get(vm)
+            await self._snapshots.replay(world, vm, state)
+
+    async def _read_luns(self, world: World) -> None:
+        """What hosts show of the storage below them; storages that do not answer are left out."""
+        inventory, luns = self.settings.inventory, list[hoststorage.Lun]()
+        if self.storage is None or inventory is None:
+            return
+        for store in inventory.datastores:
+            with contextlib.suppress(FabricError):
+                luns.append(hoststorage.lun(await self.storage.info(store.name)))
+        references: dict[str, tuple[str, ...]] = {}
+        for name, host in world.places.hosts.items():
+            system = (await world.admin.properties(host, "configManager.storageSystem")).values()
+            references[name] = (host._moId, *(each._moId for each in system))
+        self._host_storage.set(inventory, luns, references)
 
     def _datacenter(self) -> str:
         inventory = self.settings.inventory
@@ -294,35 +339,30 @@ class Gateway:
     # what hosts and guests report over the fabric
 
     async def reported(self, method: str, params: dict[str, Any]) -> Any:
-        """`tools.report` and `vm.power` of `vcenter.sock`. Raises FabricError."""
+        """`tools.report`, `vm.power` and `bus.started` of `vcenter.sock`. Raises FabricError."""
         vm = self._vms.get(str(params.get("vm")))
         if vm is None:
             raise FabricError("not-found", f"no VM named {params.get('vm')}")
-        if method not in ("tools.report", "vm.power"):
+        if method not in ("tools.report", "vm.power", "bus.started"):
             raise FabricError("unknown-method", method)
         world = await self.world()
         reference = world.places.vms[vm.name]
         async with self.lock(vm.name):
             try:
+                if method == "bus.started":
+                    return {"plugged": await self._attachments.plug_all(vm.name)}
                 if method == "tools.report":
                     self._reports[vm.name] = params
                     await devices.assign(world, reference, reports.guest_report(vm, params))
                 else:
-                    await self._set_power(world, vm, reference, bool(params["on"]))
+                    await self._power.set(world, vm, reference, bool(params["on"]))
             except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
                 raise FabricError("failed", f"{method}: {exc}") from exc
         return None
 
-    async def _set_power(self, world: World, vm: VirtualMachine, reference: Any, on: bool) -> None:
-        state = (await world.admin.properties(reference, "runtime.powerState")).get("runtime.powerState")
-        if (state == "poweredOn") != on:
-            task = await world.admin.call(reference, "PowerOnVM_Task" if on else "PowerOffVM_Task")
-            await world.admin.finished(task)
-        if not on:
-            self._reports.pop(vm.name, None)
-            await devices.assign(world, reference, reports.guest_defaults(vm))
-        if self.storage is not None:
-            await self.storage.power(vm, on)
+    async def _went_down(self, world: World, vm: VirtualMachine, reference: Any) -> None:
+        self._reports.pop(vm.name, None)
+        await devices.assign(world, reference, reports.guest_defaults(vm))
 
     # requests
 
@@ -441,58 +481,19 @@ class Gateway:
         """A new session sees what the storage holds by now, whoever made it: the other view may have."""
         reply = await context.forward()
         if reply.status == 200 and self.storage is not None:
-            for name in context.world.places.vms:
+            await self._read_luns(context.world)
+            for name in list(context.world.places.vms):
                 if self.lock(name).locked():
                     continue  # this gateway is changing it right now
                 try:
                     async with self.lock(name):
                         await self._snapshots.reconcile(context.world, self._vms[name])
                         if self.settings.view == "host":
-                            await self._follow_power(context.world, self._vms[name])
+                            on = (await self.storage.get(self._vms[name])).power_on
+                            await self._power.show(context.world, context.world.places.vms[name], on)
                 except (FabricError, TimeoutError, vmodl.MethodFault) as exc:
                     _log.warning("%s can not be compared with its storage: %s", name, exc or "no answer")
         return reply
-
-    async def _follow_power(self, world: World, vm: VirtualMachine) -> None:
-        assert self.storage is not None
-        on, reference = (await self.storage.get(vm)).power_on, world.places.vms[vm.name]
-        state = (await world.admin.properties(reference, "runtime.powerState")).get("runtime.powerState")
-        if (state == "poweredOn") != on:
-            task = await world.admin.call(reference, "PowerOnVM_Task" if on else "PowerOffVM_Task")
-            await world.admin.finished(task)
-
-    async def _exclusive(self, context: Context) -> Reply:
-        """Forwards a task that changes a VM, keeping the VM's lock until it has ended; power is told to the storage."""
-        if context.call.this_type != "VirtualMachine":
-            return await context.forward()
-        name = context.world.places.vm_name(context.call.this_id) or context.call.this_id
-        lock = self.lock(name)
-        await lock.acquire()
-        handed_over = False
-        try:
-            reply = await context.forward()
-            body = reply.body if isinstance(reply.body, bytes) else b""
-            match = re.search(rb'<returnval[^>]*type="Task"[^>]*>([^<]+)<', body)
-            if reply.status == 200 and match:
-                self.spawn(self._follow(context, lock, vim.Task(match[1].decode(), None), name))
-                handed_over = True
-            return reply
-        finally:
-            if not handed_over:
-                lock.release()
-
-    async def _follow(self, context: Context, lock: asyncio.Lock, task: Any, name: str) -> None:
-        try:
-            await context.world.admin.finished(task, deadline=600)
-            on, vm = guard.POWER.get(context.call.method), self._vms.get(name)
-            if on is not None and vm is not None and self.storage is not None:
-                await self.storage.power(vm, on)
-        except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
-            _log.debug("%s: %s", context.call.method, exc)
-        except FabricError as exc:
-            _log.warning("%s of %s: storage: %s", context.call.method, name, exc)
-        finally:
-            lock.release()
 
 
 async def _run(work: Awaitable[None]) -> None:

@@ -22,6 +22,7 @@ from fakes.vcenter.admin import reference
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
 from fakes.vcenter.http import Reply
 from fakes.vcenter.journal import mark
+from fakes.vcenter.machine import folder
 
 PORT = 902
 TTL = 300  # seconds; how long a real ticket lives is not known
@@ -180,7 +181,7 @@ class NfcService:
                 session_id=session,
                 vm=vm.name,
                 datastore=vm.datastore,
-                folder=vm.name,
+                folder=folder(vm),
                 read_only=read_only,
                 ttl=TTL,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
@@ -92,13 +93,15 @@ class Sanitiser:
 
     `replace`: identities of the vcsim process → those of this gateway (they are unique tokens).
     `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
-    `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps.
+    `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps. `host_storage` patches
+    what hosts and datastores say of LUNs, in the reply of a call on an object (its second argument).
     """
 
     replace: dict[bytes, bytes] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)
     named: dict[bytes, str] = field(default_factory=dict)
     frozen: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    host_storage: Callable[[bytes, str], bytes] | None = None
 
     def clean(self, body: bytes, client: str = "", this: str = "") -> bytes:
         """The reply of a call on object `this`, as the client at that address may see it."""
@@ -117,6 +120,8 @@ class Sanitiser:
         if b"6.5.0" in body:
             body = _VERSION.sub(b"<version>8.0.3</version><build>24022515</build>", body)
             body = _FULL_NAME.sub(rb"\1 8.0.3 build-24022515", body)
+        if self.host_storage is not None:
+            body = self.host_storage(body, this)
         for old, new in self.replace.items():
             body = body.replace(old, new)
         return body

@@ -2,52 +2,38 @@
 """Snapshots: what vSphere says and what the storage does, kept in step (vcsim reference section 9, DESIGN section 9).
 
 Order: the VM's lock, then the storage freezes, then vcsim records the snapshot; undone in reverse when a later part
-fails. Removal merges first and forgets afterwards, since a merge can not be undone. On a vCenter the client gets a task
-of the gateway's own at once, which ends when all of that has; on a host (whose vcsim makes no such tasks) the call
-answers with vcsim's task once it is all done.
+fails. Removal merges first and forgets afterwards, since a merge can not be undone. A snapshot's config carries the
+change IDs that its disks had when it was taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError
 from fakes.core.inventory import VirtualMachine
 from fakes.vcenter import devices, soap
-from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name, not_found
+from fakes.vcenter.calls import Context, Handler, SoapFault, not_found
 from fakes.vcenter.http import Reply
-from fakes.vcenter.storage import Storage, StoredSnapshot, StoredVm, fault_of
-from fakes.vcenter.tasks import OwnedTask
+from fakes.vcenter.running import Owner, Runner
+from fakes.vcenter.storage import StoredSnapshot, StoredVm
 from fakes.vcenter.upstream import UpstreamGone
 from fakes.vcenter.world import World
 
 _log = logging.getLogger(__name__)
 LOOK = 3.0  # seconds that a login waits for a storage that is silent
-Work = Callable[[], Awaitable[tuple[Any, Any]]]  # → (result, vcsim's own task)
-
-
-class Owner(Protocol):
-    """What the snapshot room needs of the gateway."""
-
-    storage: Storage | None
-    owns_tasks: bool
-
-    def lock(self, vm: str) -> asyncio.Lock: ...
-    def vm(self, name: str) -> VirtualMachine | None: ...
-    def spawn(self, work: Awaitable[None]) -> None: ...
-    def note(self, context: Context, method: str, status: int | None, fault: str | None, detail: Any) -> None: ...
 
 
 class Snapshots:
     """The calls about snapshots."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, runner: Runner) -> None:
         self._owner = owner
+        self._runner = runner
 
     def handlers(self) -> dict[str, Handler]:
         """By wsdl name."""
@@ -56,8 +42,6 @@ class Snapshots:
             "CreateSnapshotEx_Task": self.create,
             "RemoveSnapshot_Task": self.remove,
             "RemoveAllSnapshots_Task": self.remove_all,
-            "RevertToSnapshot_Task": self.revert,
-            "RevertToCurrentSnapshot_Task": self.revert,
             "ConsolidateVMDisks_Task": self.consolidate,
         }
 
@@ -78,18 +62,18 @@ class Snapshots:
                 context.world, vm, values["name"], values.get("description") or "", bool(values.get("memory")), quiesce
             )
 
-        return await self._run(context, vm, work, {"name": values["name"]})
+        return await self._runner.run(context, vm, work, {"name": values["name"]})
 
     async def remove(self, context: Context) -> Reply:
         """RemoveSnapshot_Task."""
         values = soap.arguments(context.raw)
         snapshot = context.world.admin.object("VirtualMachineSnapshot", context.call.this_id)
-        vm = await self._vm_of(context, snapshot)
+        vm = await vm_of(context, snapshot)
 
         async def work() -> tuple[Any, Any]:
             return None, await self._remove(context.world, vm, snapshot, children=bool(values.get("removeChildren")))
 
-        return await self._run(context, vm, work, {"snapshot": context.call.this_id})
+        return await self._runner.run(context, vm, work, {"snapshot": context.call.this_id})
 
     async def remove_all(self, context: Context) -> Reply:
         """RemoveAllSnapshots_Task."""
@@ -98,18 +82,7 @@ class Snapshots:
         async def work() -> tuple[Any, Any]:
             return None, await self._remove_all(context.world, vm)
 
-        return await self._run(context, vm, work, {"snapshot": "all"})
-
-    async def revert(self, context: Context) -> Reply:
-        """Reverting needs a storage that reverts; ours keeps one line of time, so its VMs refuse."""
-        vm = context.world.admin.object(context.call.this_type, context.call.this_id)
-        if context.call.this_type == "VirtualMachineSnapshot":
-            vm = await self._vm_of(context, vm)
-        if self._managed(context.world, vm) is not None:
-            await context.require_login()
-            raise SoapFault(vmodl.fault.NotSupported(), "The storage of this VM can not revert to a snapshot.")
-        async with self._owner.lock(self._key(context.world, vm)):
-            return await context.forward()
+        return await self._runner.run(context, vm, work, {"snapshot": "all"})
 
     async def consolidate(self, context: Context) -> Reply:
         """ConsolidateVMDisks_Task: removal merges at once here, so nothing is ever left to merge; the flag is cleared."""
@@ -119,103 +92,14 @@ class Snapshots:
             await devices.assign(context.world, vm, {"runtime.consolidationNeeded": False})
             return None, None
 
-        return await self._run(context, vm, work, {})
-
-    # running
-
-    async def _run(self, context: Context, vm: Any, work: Work, detail: dict[str, Any]) -> Reply:
-        await context.require_login()
-        world, method = context.world, context.call.method
-        try:
-            await world.admin.properties(vm, "name")
-        except vmodl.fault.ManagedObjectNotFound as exc:
-            raise not_found(vm) from exc
-        name = world.places.vm_name(vm._moId) or vm._moId
-        detail = {"vm": name, "snapshot": None, **detail}
-        context.detail = {**detail, "state": "queued"}
-        if not self._owner.owns_tasks:
-            # shielded: the client may go away, the storage must not be left half-way
-            _, task = await asyncio.shield(asyncio.ensure_future(self._synchronously(context, vm, work, detail)))
-            if task is None:
-                raise SoapFault(vmodl.fault.NotSupported(), "The host makes no task for this.")
-            return Reply.xml(200, soap.reply(method, task))
-        owned = await OwnedTask.create(world, context.session, vm, method)
-        detail["task"] = owned.reference._moId
-        context.detail["task"] = owned.reference._moId
-        self._owner.spawn(self._in_background(context, vm, owned, work, detail))
-        return Reply.xml(200, soap.reply(method, owned.reference))
-
-    async def _synchronously(self, context: Context, vm: Any, work: Work, detail: dict[str, Any]) -> tuple[Any, Any]:
-        async with self._owner.lock(self._key(context.world, vm)):
-            try:
-                result, task = await work()
-            except (vmodl.MethodFault, vmodl.RuntimeFault, FabricError) as exc:
-                raise SoapFault(self._fault(context.world, vm, exc)) from exc
-        context.detail = {**detail, "state": "success", "snapshot": getattr(result, "_moId", detail["snapshot"])}
-        return result, task
-
-    async def _in_background(
-        self, context: Context, vm: Any, owned: OwnedTask, work: Work, detail: dict[str, Any]
-    ) -> None:
-        method = context.call.method
-        try:
-            async with self._owner.lock(self._key(context.world, vm)):
-                await owned.running()
-                result, _ = await work()
-                self._owner.note(
-                    context,
-                    method,
-                    None,
-                    None,
-                    {**detail, "state": "success", "snapshot": getattr(result, "_moId", detail["snapshot"])},
-                )
-                await owned.succeeded(result)
-        except Exception as exc:
-            fault = self._fault(context.world, vm, exc)
-            self._owner.note(context, method, None, fault_name(fault), {**detail, "state": "error"})
-            if isinstance(exc, UpstreamGone):
-                return  # the task died with its vcsim
-            if fault_name(fault) == "SystemError":
-                _log.exception("%s on %s", method, detail["vm"])
-            try:
-                await owned.failed(fault)
-            except (UpstreamGone, TimeoutError, vmodl.MethodFault) as again:
-                _log.warning("%s on %s: the task could not be ended: %s", method, detail["vm"], again)
-
-    def _fault(self, world: World, vm: Any, exc: Exception) -> Any:
-        managed = self._managed(world, vm)
-        if isinstance(exc, FabricError) and managed is not None:
-            return fault_of(exc, managed)
-        if isinstance(exc, vmodl.MethodFault | vmodl.RuntimeFault):
-            return exc
-        if isinstance(exc, SoapFault):
-            return exc.value
-        return vmodl.fault.SystemError(reason=str(exc) or type(exc).__name__, msg="A general system error occurred")
-
-    def _managed(self, world: World, vm: Any) -> VirtualMachine | None:
-        if self._owner.storage is None:
-            return None
-        name = world.places.vm_name(vm._moId)
-        return self._owner.vm(name) if name else None
-
-    @staticmethod
-    def _key(world: World, vm: Any) -> str:
-        return world.places.vm_name(vm._moId) or str(vm._moId)
-
-    @staticmethod
-    async def _vm_of(context: Context, snapshot: Any) -> Any:
-        try:
-            return (await context.world.admin.properties(snapshot, "vm"))["vm"]
-        except vmodl.fault.ManagedObjectNotFound as exc:
-            await context.require_login()
-            raise not_found(snapshot) from exc
+        return await self._runner.run(context, vm, work, {})
 
     # what is done under the VM's lock
 
     async def _create(
         self, world: World, vm: Any, name: str, description: str, memory: bool, quiesce: Any
     ) -> tuple[Any, Any]:
-        managed, storage = self._managed(world, vm), self._owner.storage
+        managed, storage = self._runner.managed(world, vm), self._owner.storage
         stored: StoredSnapshot | None = None
         if managed is not None and storage is not None:
             stored = await storage.freeze(managed, name, description)
@@ -223,7 +107,7 @@ class Snapshots:
         try:
             if stored is not None and managed is not None and storage is not None:
                 state = await storage.get(managed)
-                await devices.set_chains(world, vm, frozen_chains(state, stored))
+                await devices.set_chains(world, vm, frozen_chains(state, stored), stored.change_ids)
             task = await world.admin.call(
                 vm, "CreateSnapshotEx_Task", name=name, description=description, memory=memory, quiesceSpec=quiesce
             )
@@ -233,7 +117,7 @@ class Snapshots:
             await devices.pin_layout(world, vm)
             if stored is not None and managed is not None and storage is not None:
                 world.snapshots.setdefault(managed.name, {})[reference._moId] = stored.id
-                await devices.set_chains(world, vm, state.chains)
+                await devices.set_chains(world, vm, state.chains, state.change_ids)
                 if self._owner.owns_tasks:  # the reference that counts is vCenter's
                     await storage.label(managed, stored.id, reference._moId)
             return reference, task
@@ -254,7 +138,8 @@ class Snapshots:
         try:
             await self._owner.storage.merge(managed, stored.id, children=False)
             world.snapshots.get(managed.name, {}).pop(getattr(reference, "_moId", ""), None)
-            await devices.set_chains(world, vm, (await self._owner.storage.get(managed)).chains)
+            state = await self._owner.storage.get(managed)
+            await devices.set_chains(world, vm, state.chains, state.change_ids)
         except (FabricError, UpstreamGone, TimeoutError, vmodl.MethodFault) as exc:
             _log.warning("undo: the storage's snapshot %s of %s: %s", stored.id, managed.name, exc)
 
@@ -271,7 +156,7 @@ class Snapshots:
         if node is None:
             raise vmodl.fault.ManagedObjectNotFound(obj=snapshot)
         doomed = [*descendants(node), node] if children else [node]
-        managed, storage = self._managed(world, vm), self._owner.storage
+        managed, storage = self._runner.managed(world, vm), self._owner.storage
         if managed is not None and storage is not None:
             known = world.snapshots.get(managed.name, {})
             if snapshot._moId in known:
@@ -287,7 +172,7 @@ class Snapshots:
 
     async def _remove_all(self, world: World, vm: Any) -> Any:
         info = (await world.admin.properties(vm, "snapshot")).get("snapshot")
-        managed, storage = self._managed(world, vm), self._owner.storage
+        managed, storage = self._runner.managed(world, vm), self._owner.storage
         if managed is not None and storage is not None:
             known = world.snapshots.get(managed.name, {})
             for node in info.rootSnapshotList if info else []:
@@ -306,7 +191,7 @@ class Snapshots:
         await devices.pin_layout(world, vm)
         if managed is not None and self._owner.storage is not None:
             state = await self._owner.storage.get(managed)
-            await devices.set_chains(world, vm, state.chains)
+            await devices.set_chains(world, vm, state.chains, state.change_ids)
             known = {identity: moid for moid, identity in world.snapshots.get(managed.name, {}).items()}
             for kept in state.snapshots:
                 if kept.id in known:
@@ -321,7 +206,7 @@ class Snapshots:
         assert self._owner.storage is not None
         reference = world.places.vms[vm.name]
         for stored in snapshots:
-            await devices.set_chains(world, reference, frozen_chains(state, stored))
+            await devices.set_chains(world, reference, frozen_chains(state, stored), stored.change_ids)
             task = await world.admin.call(
                 reference,
                 "CreateSnapshotEx_Task",
@@ -335,7 +220,7 @@ class Snapshots:
             world.snapshots.setdefault(vm.name, {})[made._moId] = stored.id
             if self._owner.owns_tasks:  # the reference that counts is vCenter's
                 await self._owner.storage.label(vm, stored.id, made._moId)
-        await devices.set_chains(world, reference, state.chains)
+        await devices.set_chains(world, reference, state.chains, state.change_ids)
 
     async def reconcile(self, world: World, vm: VirtualMachine) -> None:
         """Shows snapshots that came or went without this gateway (through the other view), under the VM's lock."""
@@ -359,6 +244,15 @@ class Snapshots:
         missing = [stored for stored in state.snapshots if stored.id not in known.values()]
         await self._add(world, vm, state, missing)
         await self._settle(world, reference, vm)
+
+
+async def vm_of(context: Context, snapshot: Any) -> Any:
+    """The VM of a snapshot. Raises SoapFault(ManagedObjectNotFound)."""
+    try:
+        return (await context.world.admin.properties(snapshot, "vm"))["vm"]
+    except vmodl.fault.ManagedObjectNotFound as exc:
+        await context.require_login()
+        raise not_found(snapshot) from exc
 
 
 def frozen_chains(state: StoredVm, snapshot: StoredSnapshot) -> dict[int, list[str]]:

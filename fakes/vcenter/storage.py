@@ -19,30 +19,58 @@ from fakes.core import fabric
 from fakes.core.fabric import FabricError
 from fakes.core.inventory import VirtualMachine
 from fakes.vcenter.builder import vmx
+from fakes.vcenter.machine import Machine, machine
+from fakes.vcenter.machine import folder as folder_of
 
 DEADLINE = 60.0
 
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A snapshot as the storage keeps it; `frozen` maps a disk's key to the path of its frozen file."""
+    """A snapshot as the storage keeps it; by disk key: `frozen` file, `change_ids` (None: not tracked)."""
 
     id: Any
     name: str
     description: str
     parent: Any
     frozen: dict[int, str]
+    change_ids: dict[int, str | None]
     raw: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredVm:
-    """A VM as the storage keeps it: power, chains by disk key (base first), snapshots (parents first)."""
+    """A VM as the storage keeps it: power, by disk key chains (base first) and change IDs, snapshots (parents first).
+
+    `tracking` is what was asked for. `machine` is the VM with its present disks.
+    """
 
     power_on: bool
+    tracking: bool
     chains: dict[int, list[str]]
+    change_ids: dict[int, str | None]
     snapshots: list[StoredSnapshot]
     current: Any
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A disk file of VM `vm` (its disk `key`) attached to VM `by`, shown by an NBD export; `size` in bytes."""
+
+    datastore: str
+    path: str
+    by: str
+    mode: str
+    export: str
+    size: int
+    vm: str
+    key: int
+
+    @property
+    def name(self) -> str:
+        """`[datastore1] web/web.vmdk`."""
+        return _absolute(self.datastore, self.path)
 
 
 def _absolute(datastore: str, path: str) -> str:
@@ -56,9 +84,14 @@ def _chain(datastore: str, disk: dict[str, Any]) -> list[str]:
 
 
 def _snapshot(datastore: str, raw: dict[str, Any]) -> StoredSnapshot:
-    frozen = {int(disk["key"]): _absolute(datastore, disk["frozen"]) for disk in raw["disks"]}
     return StoredSnapshot(
-        raw["id"], raw.get("name") or "", raw.get("description") or "", raw.get("parent"), frozen, raw
+        raw["id"],
+        raw.get("name") or "",
+        raw.get("description") or "",
+        raw.get("parent"),
+        {int(disk["key"]): _absolute(datastore, disk["frozen"]) for disk in raw["disks"]},
+        {int(disk["key"]): disk.get("change_id") for disk in raw["disks"]},
+        raw,
     )
 
 
@@ -127,9 +160,12 @@ class Storage:
     def _state(vm: VirtualMachine, raw: dict[str, Any]) -> StoredVm:
         return StoredVm(
             power_on=raw.get("power") in (True, "on", "poweredOn"),
+            tracking=bool(raw.get("tracking")),
             chains={int(disk["key"]): _chain(vm.datastore, disk) for disk in raw["disks"]},
             snapshots=_parents_first([_snapshot(vm.datastore, s) for s in raw.get("snapshots") or []]),
             current=raw.get("current"),
+            change_ids={int(disk["key"]): disk.get("change_id") for disk in raw["disks"]},
+            machine=machine(vm, raw),
         )
 
     async def power(self, vm: VirtualMachine, on: bool) -> None:
@@ -149,6 +185,71 @@ class Storage:
         """Removes a snapshot by merging its layers."""
         await self._call(vm, "snapshot.remove", id=snapshot, children=children)
 
+    async def revert(self, vm: VirtualMachine, snapshot: Any) -> StoredVm:
+        """Makes the disks what they were at a snapshot."""
+        return self._state(vm, await self._call(vm, "snapshot.revert", id=snapshot))
+
+    # -- VMs and disks
+
+    async def vms(self, datastore: str) -> list[dict[str, Any]]:
+        """All VMs of a datastore, as `vm.get` shows them."""
+        found: list[dict[str, Any]] = await self._ask(datastore, "vm.list", {})
+        return found
+
+    async def create(self, vm: VirtualMachine, folder: str, disks: list[dict[str, Any]], text: str) -> StoredVm:
+        """Makes a VM that is off, with its disks and its `.vmx`."""
+        files = {f"{folder}/{vm.name}.vmx": text}
+        return self._state(vm, await self._call(vm, "vm.create", uuid=vm.uuid, disks=disks, files=files, folder=folder))
+
+    async def delete(self, vm: VirtualMachine) -> None:
+        """Deletes a VM that is off, with its disks and files."""
+        await self._call(vm, "vm.delete")
+
+    async def add_disk(self, vm: VirtualMachine, spec: dict[str, Any]) -> StoredVm:
+        """Gives a VM one more disk: `key, label, size, file, contents`."""
+        return self._state(vm, await self._call(vm, "disk.create", **spec))
+
+    async def grow(self, vm: VirtualMachine, key: int, size: int) -> StoredVm:
+        """Makes a disk larger."""
+        return self._state(vm, await self._call(vm, "disk.grow", key=key, size=size))
+
+    # -- changed blocks
+
+    async def track(self, vm: VirtualMachine, on: bool) -> StoredVm:
+        """Asks for changed block tracking, from the next snapshot cycle or power-on."""
+        return self._state(vm, await self._call(vm, "disk.tracking", on=on))
+
+    async def changed(self, vm: VirtualMachine, key: int, since: str, snapshot: Any) -> list[tuple[int, int]]:
+        """`(start, length)` of areas changed since a change ID (`*`: allocated), up to a snapshot or (None) up to now."""
+        areas = await self._call(vm, "disk.changed", key=key, since=since, id=snapshot)
+        return [(int(start), int(length)) for start, length in areas]
+
+    # -- attached disks
+
+    async def attach(self, datastore: str, path: str, by: str, mode: str) -> Attachment:
+        """Attaches a disk file to a VM, in one of vSphere's disk modes."""
+        raw = await self._ask(datastore, "disk.attach", {"path": path, "by": by, "mode": mode})
+        return _attachment(datastore, raw)
+
+    async def detach(self, attachment: Attachment) -> None:
+        """Takes it away again."""
+        await self._ask(attachment.datastore, "disk.detach", {"path": attachment.path, "by": attachment.by})
+
+    async def attachments(self, datastore: str, by: str) -> list[Attachment]:
+        """What a datastore has attached to a VM."""
+        return [_attachment(datastore, raw) for raw in await self._ask(datastore, "disk.attachments", {"by": by})]
+
+    # -- datastores
+
+    async def info(self, datastore: str) -> dict[str, Any]:
+        """`datastore.info`, and what the array says of the LUN (`target`, `portal`, `lun`) where there is one."""
+        info: dict[str, Any] = await self._ask(datastore, "datastore.info", {})
+        try:
+            array = await fabric.call(self._folder / f"san-{datastore}.sock", "lun.info", deadline=DEADLINE)
+        except FabricError:
+            return info  # a datastore of local disks
+        return {**info, "array": array}
+
     async def read_text(self, datastore: str, path: str) -> bytes | None:
         """A text file of the datastore (`folder/name`); None when it is none, or not there."""
         try:
@@ -163,16 +264,37 @@ class Storage:
         return base64.b64decode(data)
 
 
+def _attachment(datastore: str, raw: dict[str, Any]) -> Attachment:
+    return Attachment(
+        datastore,
+        raw["path"],
+        raw["by"],
+        raw["mode"],
+        raw["export"],
+        int(raw.get("size") or 0),
+        str(raw.get("vm") or ""),
+        int(raw.get("key") or 0),
+    )
+
+
 def fault_of(error: FabricError, vm: VirtualMachine) -> Any:
-    """The vSphere fault that a failing storage shows as."""
-    path = f"[{vm.datastore}] {vm.name}/{vm.name}.vmx"
-    text = f"{vm.datastore}: {error}"
+    """The vSphere fault that a failing storage shows as, for a call about a VM."""
+    return file_fault(error, f"[{vm.datastore}] {folder_of(vm)}/{vm.name}.vmx", vm.datastore)
+
+
+def file_fault(error: FabricError, path: str, datastore: str) -> Any:
+    """The vSphere fault that a failing storage shows as, for a call about a file (`[datastore] folder/name`)."""
+    text = f"{datastore}: {error}"
     if error.code == "unavailable":
         return vim.fault.CannotAccessFile(file=path, msg=f"Unable to access file {path}: {text}")
     if error.code in ("no-space", "full"):
-        return vim.fault.NoDiskSpace(file=path, datastore=vm.datastore, msg=f"No space left: {text}")
+        return vim.fault.NoDiskSpace(file=path, datastore=datastore, msg=f"No space left: {text}")
     if error.code == "not-found":
         return vim.fault.FileNotFound(file=path, msg=f"Not found: {text}")
-    if error.code == "locked":
+    if error.code == "exists":
+        return vim.fault.FileAlreadyExists(file=path, msg=f"Exists: {text}")
+    if error.code in ("locked", "in-use", "read-only"):
         return vim.fault.FileLocked(file=path, msg=f"Locked: {text}")
+    if error.code == "bad-path":
+        return vim.fault.InvalidDatastorePath(datastorePath=path, msg=f"Invalid datastore path: {text}")
     return vim.fault.GenericVmConfigFault(reason=text, msg=text)

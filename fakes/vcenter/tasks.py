@@ -25,6 +25,10 @@ KINDS = {
     "RevertToSnapshot_Task": "vm.Snapshot.revert",
     "RevertToCurrentSnapshot_Task": "VirtualMachine.revertToCurrentSnapshot",
     "ConsolidateVMDisks_Task": "VirtualMachine.consolidateDisks",
+    "ReconfigVM_Task": "VirtualMachine.reconfigure",
+    "CreateVM_Task": "Folder.createVm",
+    "Destroy_Task": "VirtualMachine.destroy",
+    "ExtendVirtualDisk_Task": "VirtualDiskManager.extendVirtualDisk",
 }
 APPEAR = 5.0
 

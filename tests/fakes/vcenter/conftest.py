@@ -115,10 +115,10 @@ MakeSite = Callable[..., Site]
 def make_site(
     tmp_path_factory: pytest.TempPathFactory, vcsim: source.VcsimSource, authority: trustme.CA
 ) -> Iterator[MakeSite]:
-    """Starts gateways: `make_site(fabric=True, **settings)`."""
+    """Starts gateways: `make_site(fabric=True, **settings)`; `fabric_folder` is that of daemons that run already."""
     sites: list[Site] = []
 
-    def make(*, fabric: bool = True, **settings: Any) -> Site:
+    def make(*, fabric: bool = True, fabric_folder: Path | None = None, **settings: Any) -> Site:
         folder = tmp_path_factory.mktemp("site")
         pem = folder / "vcenter.pem"
         issued = authority.issue_cert("127.0.0.1")
@@ -131,7 +131,7 @@ def make_site(
             "source": vcsim,
             "certificate": pem,
             "inventory": make_inventory(),
-            "fabric": double.folder if double else None,
+            "fabric": double.folder if double else fabric_folder,
             "journal": folder / "journal.jsonl",
             "password": PASSWORD,
         }

@@ -32,7 +32,7 @@ class StorageDouble:
         if self.hold is not None and method == "snapshot.create":
             await self.hold.wait()
         result = getattr(self, method.replace(".", "_"))(**params)
-        if not method.endswith((".get", ".stat", ".read")):
+        if not method.endswith((".get", ".stat", ".read", ".list", ".info", ".attachments")):
             self.log.append((method, params))
         return result
 
@@ -107,6 +107,16 @@ class StorageDouble:
 
     def snapshot_label(self, vm: str, id: int, ref: str) -> None:
         next(s for s in self._vm(vm)["snapshots"] if s["id"] == id)["ref"] = ref
+
+    def vm_list(self) -> list[dict[str, Any]]:
+        return [self.vm_get(name) for name in self.vms]
+
+    def disk_attachments(self, by: str) -> list[dict[str, Any]]:
+        return []
+
+    def datastore_info(self) -> dict[str, Any]:
+        naa = "naa.6" + "0" * 31
+        return {"name": "datastore1", "capacity": 2 << 30, "free": 1 << 30, "lun": {"size": 2 << 30, "naa": naa}}
 
     def file_stat(self, path: str) -> dict[str, Any]:
         folder, _, name = path.partition("/")

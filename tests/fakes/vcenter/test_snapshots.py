@@ -206,12 +206,6 @@ def test_consolidation_is_a_task(vm: Any) -> None:
     assert vm.runtime.consolidationNeeded is False
 
 
-def test_reverting_is_refused(vm: Any) -> None:
-    snapshot = take(vm, "x")
-    with pytest.raises(vmodl.fault.NotSupported):
-        snapshot.RevertToSnapshot_Task()
-
-
 def test_unknown_and_nameless(site: Site, session: Any, vm: Any) -> None:
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
         vim.VirtualMachine("vm-9999", session._stub).CreateSnapshot_Task(name="x", memory=False, quiesce=False)
