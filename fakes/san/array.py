@@ -46,7 +46,7 @@ class Array:
         """
         options = self.options
         for lun in options.luns:
-            # Read-only for the daemon too, and one descriptor instead of a path with who knows what in it.
+            # tgtd gets a descriptor: in a path, a comma would end the parameter. It opens the file anew through /proc.
             self._files[lun.number] = os.open(lun.path, os.O_RDONLY | os.O_CLOEXEC)
         await self.tgt.start(options.portal, list(self._files.values()))
         await self._target("target", "new", "--targetname", options.iqn)

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,25 @@ def test_a_lun_that_goes_under_a_reader(start: Start, lun: Path) -> None:
     assert san.call("lun.offline", on=False)["online"] is True
     _, said = initiator("iscsi-inq", "-e", "1", "-c", "131", san.url())
     assert NAA in said
+
+
+def test_a_lun_goes_under_load(start: Start, lun: Path) -> None:
+    """Commands are under way all the time: tgtd alone would not let it go."""
+    os.truncate(lun, 64 << 20)
+    san = start(lun)
+    command = ["qemu-img", "bench", "-f", "raw", "-c", "10000000", "-d", "32", "-s", "65536", san.url()]
+    load = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert until(lambda: len(san.call("sessions.list")) == 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            load.wait(0.5)
+        assert san.call("lun.offline", on=True)["online"] is False
+        assert load.wait(20) != 0
+    finally:
+        load.kill()
+        load.communicate()
+    assert san.call("lun.offline", on=False)["online"] is True
+    assert initiator("iscsi-inq", san.url())[0] == 0
 
 
 def test_logins_refused_and_sessions_dropped(start: Start, lun: Path) -> None:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import random
+import threading
 from pathlib import Path
 
 import pytest
 
 from fakes.core.fabric import FabricError
-from fakes.storage import machines, snapshots
+from fakes.storage import changes, grains, machines, snapshots
 from fakes.storage.datastore import Datastore
 from fakes.storage.grains import GRAIN
 from tests.fakes.storage.world import BIOS, SIZES, audit, content, digests, live, opened, truth, with_vm
@@ -143,4 +145,43 @@ def test_tracking_stands_in_the_vmx(tmp_path: Path) -> None:
     store.close()
     store = opened(tmp_path / "s", 64)
     assert store.vm("web").tracking and store.vm("web").disks[2000].epoch is None
+    store.close()
+
+
+def test_a_disk_grows_under_its_writers(tmp_path: Path) -> None:
+    store = opened(tmp_path / "s", 512)
+    vm = with_vm(store, {2000: 16 * GRAIN})
+    stop = threading.Event()
+    written: list[dict[int, int]] = [{}, {}]
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        rng = random.Random(number)
+        try:
+            while not stop.is_set():
+                handle = live(store, 2000)  # a new connection sees the new size
+                block = rng.randrange(handle.size // 4096 // 2) * 2 + number
+                value = rng.randrange(1, 256)
+                handle.write(memoryview(bytes([value]) * 4096), block * 4096)
+                written[number][block] = value
+        except BaseException as exc:
+            failures.append(exc)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for each in writers:
+        each.start()
+    for size in range(17, 97):
+        machines.grow(store, vm, 2000, size * GRAIN - (size % 3) * 512)
+    stop.set()
+    for each in writers:
+        each.join()
+    assert not failures
+    expected = bytearray(96 * GRAIN)
+    for block, value in (written[0] | written[1]).items():
+        expected[block * 4096 : block * 4096 + 4096] = bytes([value]) * 4096
+    assert content(live(store, 2000)) == expected
+    assert changes.changed(store, vm, 2000, 0, None) == grains.byte_ranges(
+        sorted({block * 4096 // GRAIN for block in written[0] | written[1]} | set(range(15, 96))), 96 * GRAIN
+    )
+    audit(store)
     store.close()
