@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, NullPool, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -73,7 +73,7 @@ def place(url: str, *, password: Path | None = None, ca: Path | None = None, key
 
 
 def engine_for(where: Place, dialer: Dialer | None = None, *, step: str | None = None, single: bool = False) -> Engine:
-    """An engine for that place; nothing is opened yet. `single`: every use opens a connection of its own, for `step`.
+    """An engine for that place; nothing is opened yet. `single`: there is one connection, which `step` opens.
 
     Raises:
         DatabaseFailed: the folder of a SQLite file cannot be made.
@@ -93,7 +93,7 @@ def engine_for(where: Place, dialer: Dialer | None = None, *, step: str | None =
         return server.connect(used, step=step)
 
     if single:
-        return create_engine("postgresql+psycopg://", creator=creator, poolclass=NullPool)
+        return create_engine("postgresql+psycopg://", creator=creator, pool_size=1, max_overflow=0, pool_timeout=10)
     return create_engine(
         "postgresql+psycopg://", creator=creator, pool_size=POOL, max_overflow=0, pool_timeout=10, pool_pre_ping=True
     )

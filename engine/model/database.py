@@ -53,8 +53,8 @@ class NothingKnown(MissingError):
 class Database:
     """The configuration database at `where`, with secrets sealed by `box`.
 
-    It is brought to the newest revision when it is opened. `dialer` opens the connections to a server; `step` makes each
-    use open one of its own for that step.
+    It is brought to the newest revision when it is opened. `dialer` opens the connections to a server; with `step` there is
+    one connection, which that step opens.
 
     Raises:
         DatabaseFailed, DatabaseUrl. ConnectError: its server is not reached.
@@ -211,7 +211,7 @@ class Database:
 
     def job_inputs(self, name: str) -> dict[str, Any]:
         """What a Backup Manager needs for a run: `{job, vcenter, servers, vms, guests}`, with secrets. Raises JobUnknown, NothingKnown."""
-        job = self.job(name)
+        job, servers = self.job(name), self.servers()  # one after the other: a step's connection is one
         with self._sessions.read() as session:
             vcenter = (
                 session.get(VCenterRow, job.vcenter)
@@ -227,7 +227,7 @@ class Database:
             return {
                 "job": job.model_dump(mode="json"),
                 "vcenter": self._vcenter(vcenter),
-                "servers": self.servers(),
+                "servers": servers,
                 "vms": [by_name.get(vm, {"name": vm, "missing": True, "disks": []}) for vm in job.vms],
                 "guests": self._guests(session, job.vms),
             }
