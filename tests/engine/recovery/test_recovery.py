@@ -103,11 +103,8 @@ def test_an_address(points: Points, tmp_path: Path) -> None:
 def write(uri: str, places: dict[int, bytes]) -> None:
     """Writes in one process of libnbd's shell; flushes at the end."""
     script = "".join(f"h.pwrite(bytes.fromhex('{data.hex()}'), {at})\n" for at, data in places.items())
-    run(
-        "/usr/bin/python3",
-        "-c",
-        f"import nbd\nh = nbd.NBD()\nh.connect_uri({uri!r})\n{script}h.flush()\nh.shutdown()\n",
-    )
+    text = f"import nbd\nh = nbd.NBD()\nh.connect_uri({uri!r})\n{script}h.flush()\nh.shutdown()\n"
+    subprocess.run(["/usr/bin/python3", "-"], input=text, text=True, check=True, timeout=60)
 
 
 def test_writes_go_to_the_overlay_and_survive(points: Points, tmp_path: Path) -> None:

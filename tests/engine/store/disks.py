@@ -13,7 +13,6 @@ from engine.store.clusters import BATCH, CLUSTER_BITS, Packer
 from engine.store.points import Points
 from engine.store.restore import PointDisk, to_file
 from engine.store.target import Stored, TargetDisk
-from tests.engine.mover.world import manifest
 
 POINT = "20261125T071500Z-3f2a"
 CLUSTER = 1 << CLUSTER_BITS
@@ -65,10 +64,42 @@ def make_point(points: Points, content: bytes, *, point: str = POINT, job: str =
     return points.commit(job, vm, point, document(point, stored, job=job, vm=vm))
 
 
-def document(point: str, stored: Stored, *, job: str = "demo", vm: str = "vm1") -> dict[str, Any]:
+def document(
+    point: str, stored: Stored, *, job: str = "demo", vm: str = "vm1", parent: str | None = None
+) -> dict[str, Any]:
     """The manifest that a Backup Manager sends, with the time that the id names."""
     made = datetime.strptime(point.split("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return manifest(point, stored.to_dict(), job=job, vm=vm) | {"created": made.isoformat()}
+    return fields(point, stored.to_dict(), job=job, vm=vm) | {
+        "created": made.isoformat(),
+        "kind": "incremental" if parent else "full",
+        "parent": parent,
+    }
+
+
+def fields(point: str, stored: dict[str, Any], *, job: str = "demo", vm: str = "vm1") -> dict[str, Any]:
+    """A manifest of a full with one disk, key 2000."""
+    names = ("file", "stored", "digests", "root", "blocks", "blocks_root", "parent_root")
+    return {
+        "schema": "vadplab.point/2",
+        "job": job,
+        "vm": {"name": vm, "uuid": "4211"},
+        "point": point,
+        "created": "2026-11-25T07:15:00Z",
+        "kind": "full",
+        "consistency": "crash",
+        "session": "s1",
+        "snapshot": {"moref": "snapshot-1", "name": "backup", "id": 1},
+        "vmx": "",
+        "disks": [
+            {
+                "key": 2000,
+                "label": "Hard disk 1",
+                "path": "[datastore1] vm1/vm1.vmdk",
+                "capacity": stored["size"],
+                **{name: stored[name] for name in names if name in stored},
+            }
+        ],
+    }
 
 
 def make_incremental(
@@ -79,7 +110,7 @@ def make_incremental(
     with TargetDisk(folder, "disk-2000.qcow2", len(new), parent=PointDisk(folder.parent / parent, 2000)) as disk:
         send(disk, new, changed(old, new))
         stored = disk.commit()
-    return points.commit(job, vm, point, document(point, stored, job=job, vm=vm))
+    return points.commit(job, vm, point, document(point, stored, job=job, vm=vm, parent=parent))
 
 
 def make_chain(points: Points, contents: list[bytes], *, job: str = "demo", vm: str = "vm1") -> list[Path]:

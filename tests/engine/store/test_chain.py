@@ -102,7 +102,7 @@ def test_a_cut_cluster_that_is_not_sent(points: Points, tmp_path: Path) -> None:
     folder = points.begin("demo", "vm1", point_id(1), kind="incremental", parent=point_id(0))
     with TargetDisk(folder, "disk-2000.qcow2", size, parent=PointDisk(first, 2000)) as disk:
         stored = disk.commit(root=TargetDisk(tmp_path, "x.qcow2", size).digests.root())
-    second = points.commit("demo", "vm1", point_id(1), document(point_id(1), stored))
+    second = points.commit("demo", "vm1", point_id(1), document(point_id(1), stored, parent=point_id(0)))
     assert content_of(second, tmp_path / "out") == old[:size]
     grown = old[:size].ljust(5 * CLUSTER, b"\0")
     third = make_incremental(points, old[:size], grown, point=point_id(2), parent=point_id(1))
@@ -159,9 +159,11 @@ def test_an_incremental_must_stand_on_what_it_was_begun_on(points: Points) -> No
     folder = points.begin("demo", "vm1", point_id(1))
     with TargetDisk(folder, "disk-2000.qcow2", len(content), parent=PointDisk(first, 2000)) as disk:
         stored = disk.commit()
+    alone = document(point_id(1), stored)
+    alone["disks"][0]["parent_root"] = None
     with pytest.raises(Unfinished, match="not the restore point below it"):
-        points.commit("demo", "vm1", point_id(1), document(point_id(1), stored))
-    named = document(point_id(1), stored) | {"kind": "incremental", "parent": point_id(0)}
+        points.commit("demo", "vm1", point_id(1), alone)
+    named = document(point_id(1), stored, parent=point_id(0))
     with pytest.raises(Unfinished, match="not begun on"):
         points.commit("demo", "vm1", point_id(1), named)
 
@@ -173,7 +175,7 @@ def test_a_disk_may_be_whole_in_an_incremental(points: Points, tmp_path: Path) -
     with TargetDisk(folder, "disk-2000.qcow2", len(new)) as disk:
         send(disk, new, changed(b"", new))
         stored = disk.commit()
-    made = points.commit("demo", "vm1", point_id(1), document(point_id(1), stored))
+    made = points.commit("demo", "vm1", point_id(1), document(point_id(1), stored, parent=point_id(0)))
     assert Manifest.load(made).disks[0].parent_root is None and Manifest.load(made).kind == "incremental"
     assert content_of(made, tmp_path / "out") == new
 

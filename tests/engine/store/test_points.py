@@ -15,8 +15,7 @@ from engine.errors import InputError
 from engine.store.errors import FormatError, PointBusy, PointNotFound, StoreError, Unfinished
 from engine.store.manifest import Manifest
 from engine.store.points import Points, folder_name, new_point_id
-from tests.engine.mover.world import manifest
-from tests.engine.store.disks import POINT, make_point, store
+from tests.engine.store.disks import POINT, fields, make_point, store
 from tests.engine.store.test_qcow2 import mixed
 
 CONTENT = mixed(5 << 20, 2)
@@ -30,7 +29,7 @@ def points(tmp_path: Path) -> Points:
 
 
 def document(folder: Path) -> dict[str, Any]:
-    return manifest(POINT, store(folder, CONTENT).to_dict(), job="demo", vm="vm1")
+    return fields(POINT, store(folder, CONTENT).to_dict(), job="demo", vm="vm1")
 
 
 def test_visible_only_after_commit(points: Points) -> None:
@@ -183,7 +182,7 @@ def test_free_space(points: Points) -> None:
 
 def test_manifest_needs_a_time_zone() -> None:
     stored = {"file": "a.qcow2", "digests": "a.digests", "size": 512, "stored": 1, "root": "0" * 64}
-    good = manifest(POINT, stored, job="demo", vm="vm1")
+    good = fields(POINT, stored, job="demo", vm="vm1")
     assert Manifest.parse(good).disk(2000) is not None
     with pytest.raises(FormatError, match="time zone"):
         Manifest.parse({**good, "created": "2026-11-25T07:15:00"})
