@@ -35,7 +35,8 @@ from engine.errors import InputError
 
 __all__ = ["SERVICE_PORT", "Infrastructure", "load"]
 
-Mode = Literal["nbd", "nbdssl"]
+Mode = Literal["nbd", "nbdssl", "hotadd", "san"]
+JobMode = Literal["auto", "nbd", "nbdssl", "hotadd", "san"]
 Direction = Literal["proxy-to-repository", "repository-to-proxy"]
 SCRIPTS = Path(__file__).resolve().parent.parent / "guest" / "scripts"
 
@@ -126,7 +127,7 @@ class Job(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     vms: list[str] = Field(min_length=1)
     vcenter: str | None = None
-    mode: Mode = "nbdssl"
+    mode: JobMode = "nbdssl"
     direction: Direction = "proxy-to-repository"
     guest: GuestProcessing = GuestProcessing()
     rules: MoverRules = MoverRules()

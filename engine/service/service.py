@@ -24,7 +24,7 @@ from engine.errors import InputError, VadplabError
 from engine.events import new_id
 from engine.manager.report import Reporter
 from engine.model.database import Database
-from engine.model.infrastructure import Direction, Mode
+from engine.model.infrastructure import Direction, JobMode
 from engine.rpc.server import Call, Peer, Server, UnknownMethod
 from engine.service import restore
 from engine.service.administration import Administration
@@ -281,7 +281,7 @@ class BackupService:
 
 def run_options(mode: str | None, direction: str | None) -> dict[str, Any]:
     """What may differ in one run of a job. Raises InputError."""
-    return {"mode": _one_of(mode, Mode, "mode"), "direction": _one_of(direction, Direction, "direction")}
+    return {"mode": _one_of(mode, JobMode, "mode"), "direction": _one_of(direction, Direction, "direction")}
 
 
 def _one_of(value: str | None, kind: Any, what: str) -> str | None:

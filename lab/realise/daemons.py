@@ -11,12 +11,13 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import VadplabError
 from engine.events import new_id
+from fakes.core import fabric
 from lab.observe.recorder import Recorder
 from lab.observe.runs import run_name
 from lab.realise import deploy, vcsim_container
@@ -45,14 +46,19 @@ async def start(supervisor: Supervisor) -> None:
     """Starts every daemon of the topology; raises ProcessFailed with the log of the one that failed."""
     deploy.write(supervisor.topology, supervisor.lab)
     image = vcsim_container.image_of(supervisor)
-    for title, daemons, timeout in (
-        ("storage", storage(supervisor), FAKES_READY),
-        ("esxi", esxi(supervisor), FAKES_READY),
-        ("vcenter", vcenter(supervisor), FAKES_READY),
-        ("guests", await guests(supervisor), FAKES_READY),
-        ("config-db", config_db(supervisor), FAKES_READY),
-        ("engine", engine(supervisor), ENGINE_READY),
-    ):
+    stages: tuple[tuple[str, Callable[[Supervisor], list[Daemon] | Awaitable[list[Daemon]]], float], ...] = (
+        ("storage", storage, FAKES_READY),
+        ("san", san, FAKES_READY),
+        ("buses", buses, FAKES_READY),
+        ("esxi", esxi, FAKES_READY),
+        ("vcenter", vcenter, FAKES_READY),
+        ("guests", guests, FAKES_READY),
+        ("config-db", config_db, FAKES_READY),
+        ("engine", engine, ENGINE_READY),
+    )
+    for title, plan, timeout in stages:
+        planned = plan(supervisor)
+        daemons = planned if isinstance(planned, list) else await planned
         begun = time.monotonic()
         if title == "vcenter" and image is not None:
             for daemon in daemons:
@@ -122,6 +128,36 @@ def storage(supervisor: Supervisor) -> list[Daemon]:
         )
         for store in supervisor.topology.vsphere.datastores
     ]
+
+
+async def san(supervisor: Supervisor) -> list[Daemon]:
+    """The storage array, if the topology has one: the LUN of every datastore over iSCSI."""
+    lab, plan = supervisor.lab, supervisor.topology
+    array = plan.array
+    if array is None:
+        return []
+    luns: list[str] = []
+    for store in plan.vsphere.datastores:
+        info = await fabric.call(supervisor.fabric / f"storage-{store.name}.sock", "datastore.info")
+        luns += ["--lun", info["lun"]["path"], "--naa", info["lun"]["naa"], "--name", store.name]
+    allowed = [part for name in array.initiators for part in ("--initiator", f"{plan.ip(name)}/32")]
+    argv = (
+        *("--listen", plan.ip(array.host), *luns, *allowed),
+        *("--chap", array.username, "--chap-password-file", str(deploy.chap_file(lab, array.host))),
+        *("--state", str(_evidence(supervisor.fabric.parent / array.host)), "--fabric", str(supervisor.fabric)),
+    )
+    return [Daemon(array.host, "san", "fakes.san", argv)]
+
+
+def buses(supervisor: Supervisor) -> list[Daemon]:
+    """The virtual SCSI bus of every proxy that is a VM."""
+    found = []
+    for name in supervisor.topology.by_role(Role.PROXY):
+        vm = supervisor.topology.vm_of_guest(name)
+        if vm is not None:
+            argv = ("--vm", vm.name, "--fabric", str(supervisor.fabric), "--devices", str(deploy.devices(name)))
+            found.append(Daemon(None, f"bus-{name}", "fakes.scsi_bus", argv))
+    return found
 
 
 def esxi(supervisor: Supervisor) -> list[Daemon]:

@@ -23,7 +23,8 @@ from lab.topology.model import Job, Role
 
 ENGINE_ROLES = (Role.CONSOLE, Role.BACKUP_SERVER, Role.PROXY, Role.REPOSITORY)
 DIRECTIONS = {"target": "proxy-to-repository", "source": "repository-to-proxy"}
-DEFAULT_MODE = "nbdssl"
+SAN_PORT = 3260
+DEVICES = Path("/run/vadplab/devices")
 REST_PORT = 9419
 POSTGRES_PORT = 5432
 
@@ -64,6 +65,17 @@ def machine(topology: Topology, lab: LabFolder, host: str) -> dict[str, Any]:
             "secrets_key": str(lab.host(host) / "etc" / "secrets.key"),
             "infrastructure": str(lab.host(host) / "etc" / "infrastructure.yaml"),
         }
+    vm = topology.vm_of_guest(host)
+    if role is Role.PROXY and vm is not None:
+        uuid = topology.inventory().vm(vm.name).uuid
+        document["proxy"] = {"vm_uuid": uuid, "devices": str(devices(host))}
+    array = topology.array
+    if array is not None and host in array.initiators:
+        document["san"] = {
+            "portals": [f"{topology.ip(array.host)}:{SAN_PORT}"],
+            "initiator": initiator(host),
+            "chap": {"username": array.username, "secret_file": str(chap_file(lab, host))},
+        }
     if any(host == worker.host for worker in topology.backup.repositories):
         document["repository"] = str(var / "repository")
     return document
@@ -89,7 +101,13 @@ def infrastructure(topology: Topology, lab: LabFolder) -> dict[str, Any]:
     for role, workers in (("proxy", backup.proxies), ("repository", backup.repositories)):
         for worker in workers:
             entry = servers.setdefault(
-                worker.host, {"name": worker.host, "roles": [], "max_tasks": worker.tasks, "modes": ["nbdssl", "nbd"]}
+                worker.host,
+                {
+                    "name": worker.host,
+                    "roles": [],
+                    "max_tasks": worker.tasks,
+                    "modes": modes(topology, worker.host),
+                },
             )
             entry["roles"].append(role)
     guests = []
@@ -118,6 +136,29 @@ def infrastructure(topology: Topology, lab: LabFolder) -> dict[str, Any]:
     }
 
 
+def modes(topology: Topology, host: str) -> list[str]:
+    """The transport modes of a proxy: a VM is there for HotAdd, a machine with access to the SAN may use it."""
+    if topology.host(host).role is Role.PROXY and topology.vm_of_guest(host) is not None:
+        return ["hotadd"]
+    san = topology.array is not None and host in topology.array.initiators
+    return [*(["san"] if san else []), "nbdssl", "nbd"]
+
+
+def initiator(host: str) -> str:
+    """The iSCSI initiator name of a proxy."""
+    return f"iqn.2026-11.lab.vadplab:{host}"
+
+
+def chap_file(lab: LabFolder, host: str) -> Path:
+    """File with the CHAP secret, on the initiator and on the array alike."""
+    return lab.host(host) / "etc" / "chap"
+
+
+def devices(host: str) -> Path:
+    """Where the disks of a proxy VM's bus appear, as /dev/disk/by-id would show them; on the lab's own tmpfs."""
+    return DEVICES / host
+
+
 def host_key(lab: LabFolder, guest: str) -> Path:
     """The guest's SSH host key (private; the public one beside it with `.pub`)."""
     return lab.pki / f"{guest}-ssh"
@@ -127,7 +168,7 @@ def _job(job: Job) -> dict[str, Any]:
     return {
         "name": job.name,
         "vms": list(job.vms),
-        "mode": DEFAULT_MODE if job.mode == "auto" else job.mode,
+        "mode": job.mode,
         "direction": DIRECTIONS[job.direction],
         "guest": {"enabled": job.guest_scripts},
     }
@@ -138,6 +179,11 @@ def write(topology: Topology, lab: LabFolder) -> None:
     servers = [*topology.by_role(Role.CONFIG_DB), *topology.by_role(Role.BACKUP_SERVER)]
     if topology.by_role(Role.CONFIG_DB):
         _share_password([database_password(lab, host) for host in servers])
+    if topology.array is not None:
+        for host in (topology.array.host, *topology.array.initiators):
+            file = chap_file(lab, host)
+            file.touch(mode=0o600)
+            file.write_text(topology.array.password + "\n")
     for host in engine_hosts(topology):
         etc = lab.host(host) / "etc"
         _write(etc / "engine.yaml", machine(topology, lab, host))

@@ -21,7 +21,7 @@ class Problem:
 
 def problems(topology: TopologyModel) -> list[Problem]:
     """Every problem of a topology whose shape is right; empty when it can be built."""
-    return [*_hosts(topology), *_addresses(topology), *_vsphere(topology), *_backup(topology)]
+    return [*_hosts(topology), *_addresses(topology), *_vsphere(topology), *_array(topology), *_backup(topology)]
 
 
 def _hosts(topology: TopologyModel) -> Iterator[Problem]:
@@ -93,8 +93,8 @@ def _vsphere(topology: TopologyModel) -> Iterator[Problem]:
             yield Problem((*here, "datastore"), f"{vm.host} does not mount datastore {vm.datastore}")
         if vm.guest is None:
             continue
-        if vm.guest not in hosts or not hosts[vm.guest].role.is_guest:
-            yield Problem((*here, "guest"), _not_a(hosts, vm.guest, "guest_…"))
+        if vm.guest not in hosts or not (hosts[vm.guest].role.is_guest or hosts[vm.guest].role is Role.PROXY):
+            yield Problem((*here, "guest"), _not_a(hosts, vm.guest, "guest_… or proxy"))
         elif vm.guest in guests:
             yield Problem((*here, "guest"), f"{vm.guest} is the guest of {guests[vm.guest]} already")
         guests.setdefault(vm.guest, vm.name)
@@ -106,6 +106,17 @@ def _vsphere(topology: TopologyModel) -> Iterator[Problem]:
                 ("vsphere", "datastores", index, "capacity"),
                 f"the disks on {store.name} need {used} bytes, it has {store.capacity}",
             )
+
+
+def _array(topology: TopologyModel) -> Iterator[Problem]:
+    if topology.array is None:
+        return
+    hosts = topology.hosts
+    if topology.array.host not in hosts or hosts[topology.array.host].role is not Role.SAN:
+        yield Problem(("array", "host"), _not_a(hosts, topology.array.host, "san"))
+    for position, name in enumerate(topology.array.initiators):
+        if name not in hosts or hosts[name].role is not Role.PROXY:
+            yield Problem(("array", "initiators", position), _not_a(hosts, name, "proxy"))
 
 
 def _backup(topology: TopologyModel) -> Iterator[Problem]:

@@ -98,7 +98,8 @@ class Host(Model):
 
 
 class Vm(Model):
-    """A virtual machine, as `fakes.core.inventory.VirtualMachine`; `guest` is the host that is its inside (if any)."""
+    """A virtual machine, as `fakes.core.inventory.VirtualMachine`; `guest` is the host that is its inside, if any: a guest, or
+    a proxy that is itself a VM (HotAdd)."""
 
     name: Name
     host: HostName
@@ -129,6 +130,15 @@ class Vsphere(Model):
     vms: list[Vm] = []
 
 
+class Array(Model):
+    """The storage array that serves the datastores' LUNs over iSCSI: its host, who may log in, and with which CHAP secret."""
+
+    host: HostName
+    initiators: list[HostName] = Field(min_length=1)
+    username: str = Field(default="vadplab", min_length=1)
+    password: str = Field(min_length=12, max_length=16)
+
+
 class Worker(Model):
     """A proxy or a repository of the engine, with its limit of concurrent tasks."""
 
@@ -149,7 +159,7 @@ class Job(Model):
 
     name: HostName
     vms: list[Name] = Field(min_length=1)
-    mode: Literal["auto", "nbd", "nbdssl"] = "nbdssl"
+    mode: Literal["auto", "san", "hotadd", "nbd", "nbdssl"] = "nbdssl"
     guest_scripts: bool = False
     direction: Literal["target", "source"] = "target"
     repository: HostName | None = None
@@ -173,4 +183,5 @@ class TopologyModel(Model):
     zones: list[HostName] = Field(min_length=1)
     hosts: dict[HostName, Host]
     vsphere: Vsphere = Vsphere()
+    array: Array | None = None
     backup: Backup = Backup()
