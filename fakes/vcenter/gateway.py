@@ -125,7 +125,7 @@ class Gateway:
         self._host_storage = HostStorage()
         runner = Runner(self)
         self._attachments = Attachments(self.storage, settings.fabric, inventory)
-        self._power = Power(self, self._attachments, self._went_down)
+        self._power = Power(self, runner, self._attachments, self._went_down)
         self._snapshots = Snapshots(self, runner)
         self._machines = Machines(self, runner, self._power, self._attachments, inventory, self._vms)
         self._collectors = Collectors()
@@ -134,7 +134,7 @@ class Gateway:
             "Fetch": self._fetch,
             "Login": self._login,
             **self._collectors.handlers(),
-            **dict.fromkeys(guard.EXCLUSIVE, self._power.exclusive),
+            **self._power.handlers(),
             **self._snapshots.handlers(),
             **Reverting(self, runner, self._power).handlers(),
             **Changes(self, runner, settings.pages).handlers(),
@@ -281,8 +281,7 @@ class Gateway:
         state = await self.storage.ensure(vm) if self.storage is not None else None
         on = state.power_on if state is not None and self._lives > 1 else vm.power == "on"
         shown = (state.machine if state is not None else vm).model_copy(update={"power": "on" if on else "off"})
-        self._vms[vm.name] = shown
-        self._attachments.bios[vm.name] = vm.uuid
+        self.remember(shown)
         reference = await builder.build_vm(world.admin, world.places, shown)
         await devices.remember_stubs(world, self._datacenter(), shown)
         await devices.assign(world, reference, reports.guest_defaults(vm))
@@ -321,6 +320,11 @@ class Gateway:
     def vm(self, name: str) -> VirtualMachine | None:
         """A VM of the inventory, as far as this view shows it."""
         return self._vms.get(name)
+
+    def remember(self, vm: VirtualMachine) -> None:
+        """A VM as it is now: it has other disks, or is new."""
+        self._vms[vm.name] = vm
+        self._attachments.bios[vm.name] = vm.uuid
 
     def spawn(self, work: Awaitable[None]) -> None:
         """Runs work that outlives its request; `stop` ends it."""

@@ -18,10 +18,7 @@ _DRIVING = re.compile(r"^(SET\.|RUN\.)|^ip0$", re.IGNORECASE)
 EXCLUSIVE = frozenset(
     (
         "ReconfigVM_Task",
-        "PowerOnVM_Task",
-        "PowerOffVM_Task",
         "ResetVM_Task",
-        "SuspendVM_Task",
         "RelocateVM_Task",
         "MigrateVM_Task",
         "Destroy_Task",

@@ -19,14 +19,19 @@ from pyVmomi import vim
 from fakes.core.inventory import Inventory
 from fakes.vcenter import soap
 
-ADAPTER = "vmhba64"
+ADAPTER = "vmhba65"
+# vcsim's encoder writes the type as `xsi:type` or, in replies to Fetch, as `_XMLSchema-instance:type`
+_TYPE = rb'[\w-]+:type="(?:[\w-]+:)?'
 _LOCAL_INFO = re.compile(
-    rb'<(?P<tag>val|returnval|info)(?P<a>[^>]*xsi:type="(?:\w+:)?)LocalDatastoreInfo(?P<b>"[^>]*>)(?P<body>.*?)</(?P=tag)>',
+    rb"<(?P<tag>val|returnval|info)(?P<a>[^>]*" + _TYPE + rb')LocalDatastoreInfo(?P<b>"[^>]*>)(?P<body>.*?)</(?P=tag)>',
     re.DOTALL,
 )
 _NAME = re.compile(rb"<name>([^<]*)</name>")
 _OBJECT = re.compile(rb'(<obj type="(?:HostSystem|HostStorageSystem)">([^<]+)</obj>)(.*?)(?=<obj type="|\Z)', re.DOTALL)
-_SUMMARY = re.compile(rb'(xsi:type="DatastoreSummary">.*?<type>)OTHER(</type>)', re.DOTALL)
+_SUMMARY = re.compile(
+    rb"(<name>)([^<]*)(</name><url>[^<]*</url><capacity>)\d+(</capacity><freeSpace>)\d+(</freeSpace>.*?<type>)OTHER(</type>)",
+    re.DOTALL,
+)
 _SUMMARY_TYPE = re.compile(rb"(<name>summary\.type</name><val[^>]*>)OTHER(</val>)")
 _BLOCKS = {
     b"hostBusAdapter": (b"ArrayOfHostHostBusAdapter", b"HostHostBusAdapter"),
@@ -36,11 +41,15 @@ _BLOCKS = {
 
 @dataclass(frozen=True)
 class Lun:
-    """A datastore and the LUN below it. `number` in the target; `target` and `portal` where an array serves it."""
+    """A datastore and the LUN below it; `size` and `free` in bytes.
+
+    `number` is that in the target; `target` and `portal` are known where an array serves it.
+    """
 
     datastore: str
     naa: str
     size: int
+    free: int
     number: int
     vendor: str
     model: str
@@ -61,6 +70,7 @@ def lun(info: dict[str, Any]) -> Lun:
         datastore=str(info["name"]),
         naa=str(info["lun"]["naa"]),
         size=int(info["lun"]["size"]),
+        free=int(info["free"]),
         number=int(array.get("lun", 1)),
         vendor=str(array.get("vendor", "VADPLAB")),
         model=str(array.get("model", "VIRTUAL-DISK")),
@@ -96,7 +106,7 @@ class HostStorage:
         if b"LocalDatastoreInfo" in body:
             body = _LOCAL_INFO.sub(self._datastore, body)
         if b"OTHER" in body:
-            body = _SUMMARY_TYPE.sub(rb"\1VMFS\2", _SUMMARY.sub(rb"\1VMFS\2", body))
+            body = _SUMMARY_TYPE.sub(rb"\1VMFS\2", _SUMMARY.sub(self._summary, body))
         if b"scsiLun>" in body or b"ScsiLun" in body or b"HostHostBusAdapter" in body:
             if this in self.mounts:
                 return self._host(body, self.mounts[this])
@@ -112,12 +122,17 @@ class HostStorage:
         found = self.luns.get(name[1].decode()) if name else None
         if found is None:
             return match[0]
-        free = re.search(rb"<freeSpace>(\d+)</freeSpace>", match["body"])
-        info = vmfs_info(found, int(free[1]) if free else 0)
-        text = soap.serialise(info, "x", vim.host.VmfsDatastoreInfo)
+        text = soap.serialise(vmfs_info(found), "x", vim.host.VmfsDatastoreInfo)
         inner = text[text.index(">") + 1 : text.rindex("</")].encode()
         tag = match["tag"]
         return b"<" + tag + match["a"] + b"VmfsDatastoreInfo" + match["b"] + inner + b"</" + tag + b">"
+
+    def _summary(self, match: re.Match[bytes]) -> bytes:
+        found = self.luns.get(match[2].decode())
+        if found is None:
+            return match[0]
+        capacity, free = str(found.size).encode(), str(found.free).encode()
+        return match[1] + match[2] + match[3] + capacity + match[4] + free + match[5] + b"VMFS" + match[6]
 
     def _host(self, body: bytes, mounted: tuple[str, list[Lun]]) -> bytes:
         """Appends to the last element of each kind: in a HostStorageDeviceInfo, and in arrays of its parts."""
@@ -132,7 +147,7 @@ class HostStorage:
             # a property of its own: <val xsi:type="ArrayOfScsiLun"><ScsiLun …>…</ScsiLun></val>
             part = b"".join(b"<" + element + each + b"</" + element + b">" for each in inserted)
             body = re.sub(
-                rb'(<(val|returnval)[^>]*xsi:type="(?:\w+:)?' + array + rb'"[^>]*>.*?)(</\2>)',
+                rb"(<(val|returnval)[^>]*" + _TYPE + array + rb'"[^>]*>.*?)(</\2>)',
                 lambda match, part=part: match[1] + part + match[3],  # type: ignore[misc]
                 body,
                 flags=re.DOTALL,
@@ -149,7 +164,7 @@ class HostStorage:
 
 def _complete(run: bytes) -> bool:
     # adapters and LUNs of the template carry a type; the like-named references in topologies do not
-    return b"xsi:type=" in run[: run.index(b">")]
+    return b":type=" in run[: run.index(b">")]
 
 
 def _software_adapter(body: bytes) -> bytes:
@@ -165,7 +180,7 @@ def serialised(value: Any, kind: Any) -> bytes:
     return text[2 : text.rindex("</")].encode()
 
 
-def vmfs_info(found: Lun, free: int) -> Any:
+def vmfs_info(found: Lun) -> Any:
     """The datastore as VMFS on its LUN."""
     url = f"ds:///vmfs/volumes/{found.vmfs_uuid}/"
     volume = vim.host.VmfsVolume(
@@ -189,7 +204,7 @@ def vmfs_info(found: Lun, free: int) -> Any:
     return vim.host.VmfsDatastoreInfo(
         name=found.datastore,
         url=url,
-        freeSpace=free,
+        freeSpace=found.free,
         maxFileSize=70368744177664,
         maxVirtualDiskCapacity=68169720922112,
         maxMemoryFileSize=70368744177664,
@@ -241,7 +256,7 @@ def iscsi_adapter(host: str, luns: list[Lun]) -> Any:
     return vim.host.InternetScsiHba(
         key=f"key-vim.host.InternetScsiHba-{ADAPTER}",
         device=ADAPTER,
-        bus=64,
+        bus=65,
         status="online",
         model="iSCSI Software Adapter",
         driver="iscsi_vmk",

@@ -20,7 +20,7 @@ from fakes.core.fabric import FabricError
 from fakes.core.inventory import Inventory, VirtualMachine
 from fakes.vcenter import builder, devices, reports, soap
 from fakes.vcenter.attachments import CONTROLLERS, Attachments, free_unit, units
-from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument
+from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
 from fakes.vcenter.http import Reply
 from fakes.vcenter.machine import Machine, disk_uuid, machine
 from fakes.vcenter.power import Power
@@ -97,12 +97,20 @@ class Machines:
             return await context.forward()
         if match[1] not in {store.name for store in inventory.datastores}:
             return await context.forward()
-        world = context.world
+        world, pool = context.world, values.get("pool")
+        await context.require_login()
         folder = world.admin.object("Folder", context.call.this_id)
+        if pool is None:
+            raise invalid_argument("pool")
+        for reference in (folder, pool):
+            try:
+                await world.admin.properties(reference, "name")
+            except vmodl.fault.ManagedObjectNotFound as exc:
+                raise not_found(reference) from exc
         order = self._order(world, spec, match, values.get("host"))
 
         async def work() -> tuple[Any, Any]:
-            return await self._create(world, order, folder, values.get("pool"))
+            return await self._create(world, order, folder, pool)
 
         return await self._runner.run(context, folder, work, {"host": order.vm.host}, name=order.vm.name)
 
@@ -166,8 +174,7 @@ class Machines:
             await storage.delete(vm)
             raise
         world.places.vms[vm.name] = made
-        self._vms[vm.name] = state.machine
-        self._attachments.bios[vm.name] = vm.uuid
+        self._owner.remember(state.machine)
         return made, task
 
     # -- destruction

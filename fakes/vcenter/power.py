@@ -15,14 +15,12 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from fakes.core.fabric import FabricError
 from fakes.core.inventory import VirtualMachine
 from fakes.vcenter import devices, guard
 from fakes.vcenter.attachments import Attachments
-from fakes.vcenter.calls import Context, SoapFault
+from fakes.vcenter.calls import Context, Handler
 from fakes.vcenter.http import Reply
-from fakes.vcenter.running import Owner
-from fakes.vcenter.storage import fault_of
+from fakes.vcenter.running import Owner, Runner, quietly
 from fakes.vcenter.upstream import UpstreamGone
 from fakes.vcenter.world import World
 
@@ -33,64 +31,72 @@ Quiet = Callable[[World, VirtualMachine, Any], Awaitable[None]]  # the guest of 
 
 
 class Power:
-    """Tasks that are passed on under the VM's lock, and power as the fabric and other rooms set it."""
+    """Tasks that are passed on under the VM's lock, and power as clients, the fabric and other rooms set it."""
 
-    def __init__(self, owner: Owner, attachments: Attachments, went_down: Quiet) -> None:
+    def __init__(self, owner: Owner, runner: Runner, attachments: Attachments, went_down: Quiet) -> None:
         self._owner = owner
+        self._runner = runner
         self._attachments = attachments
         self._went_down = went_down
 
+    def handlers(self) -> dict[str, Handler]:
+        """By wsdl name."""
+        passed: dict[str, Handler] = dict.fromkeys(guard.EXCLUSIVE, self.exclusive)
+        return passed | dict.fromkeys(guard.POWER, self.change)
+
+    async def change(self, context: Context) -> Reply:
+        """PowerOnVM_Task, PowerOffVM_Task, SuspendVM_Task."""
+        world, method = context.world, context.call.method
+        vm, on = world.admin.object("VirtualMachine", context.call.this_id), guard.POWER[context.call.method]
+        managed = self._runner.managed(world, vm)
+        if managed is None:
+            return await self.exclusive(context)
+
+        async def work() -> tuple[Any, Any]:
+            storage = self._owner.storage
+            assert storage is not None
+            off_before = await _state(world, vm) != "poweredOn"
+            if on and off_before:
+                await storage.power(managed, True)
+            try:
+                task = await world.admin.call(vm, method)
+                await quietly(world, task, hide=self._owner.owns_tasks)
+            except BaseException:
+                if on and off_before:
+                    await storage.power(managed, False)
+                raise
+            if not on:
+                await self._went_down(world, managed, vm)
+            await self._took_effect(world, managed, vm, on)
+            return None, task
+
+        return await self._runner.run(context, vm, work, {})
+
     async def exclusive(self, context: Context) -> Reply:
-        """Forwards a task that changes a VM, keeping the VM's lock until it has ended; power is told to the storage."""
+        """Forwards a task that changes a VM, keeping the VM's lock until it has ended."""
         if context.call.this_type != "VirtualMachine":
             return await context.forward()
-        world = context.world
-        name = world.places.vm_name(context.call.this_id) or context.call.this_id
-        vm, on = self._owner.vm(name), guard.POWER.get(context.call.method)
+        name = context.world.places.vm_name(context.call.this_id) or context.call.this_id
         lock = self._owner.lock(name)
         await lock.acquire()
-        handed_over, told = False, False
+        handed_over = False
         try:
-            if on and vm is not None and self._owner.storage is not None:
-                await context.require_login()
-                if await _state(world, context.world.places.vms[name]) == "poweredOff":
-                    try:
-                        await self._owner.storage.power(vm, True)
-                    except FabricError as exc:
-                        raise SoapFault(fault_of(exc, vm)) from exc
-                    told = True
             reply = await context.forward()
-            body = reply.body if isinstance(reply.body, bytes) else b""
-            match = _TASK.search(body)
+            match = _TASK.search(reply.body if isinstance(reply.body, bytes) else b"")
             if reply.status == 200 and match:
-                self._owner.spawn(self._follow(world, vm, on, lock, vim.Task(match[1].decode(), None), name))
+                self._owner.spawn(self._follow(context.world, lock, vim.Task(match[1].decode(), None)))
                 handed_over = True
             return reply
         finally:
             if not handed_over:
-                if told and vm is not None and self._owner.storage is not None:
-                    await asyncio.shield(self._owner.storage.power(vm, False))
                 lock.release()
 
-    async def _follow(
-        self, world: World, vm: VirtualMachine | None, on: bool | None, lock: asyncio.Lock, task: Any, name: str
-    ) -> None:
-        storage = self._owner.storage
+    @staticmethod
+    async def _follow(world: World, lock: asyncio.Lock, task: Any) -> None:
         try:
-            try:
-                await world.admin.finished(task, deadline=_DEADLINE)
-            except (vmodl.MethodFault, TimeoutError) as exc:
-                _log.debug("%s: %s", name, exc)
-                if on and vm is not None and storage is not None:
-                    # unless it was on before, of which vcsim complains too
-                    await storage.power(vm, await _state(world, world.places.vms[name]) == "poweredOn")
-                return
-            if on is not None and vm is not None and storage is not None:
-                await self._took_effect(world, vm, world.places.vms[name], on)
+            await world.admin.finished(task, deadline=_DEADLINE)
         except (vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
-            _log.debug("%s: %s", name, exc)
-        except FabricError as exc:
-            _log.warning("power of %s: %s", name, exc)
+            _log.debug("%s: %s", task._moId, exc)
         finally:
             lock.release()
 

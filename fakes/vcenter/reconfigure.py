@@ -182,6 +182,7 @@ class Reconfigure:
                 present[next(i for i, d in enumerate(present) if d.key == each.device.key)] = each.device
         devices.show_chains(present, state.chains, state.change_ids)
         task = await devices.write(world, vm, present)
+        self._owner.remember(state.machine)
         if not self._owner.owns_tasks:
             world.sanitiser.hidden.discard(task._moId.encode())
         return task
@@ -218,6 +219,7 @@ class Reconfigure:
                 raise grow_fault(exc, 0, device.backing.fileName, managed.datastore) from exc
             device.capacityInBytes, device.capacityInKB = size, size >> 10
             devices.show_chains(present, state.chains, state.change_ids)
+            self._owner.remember(state.machine)
             return None, await devices.write(context.world, vm, present)
 
         return await self._runner.run(context, vm, work, {"disk": key, "size": size})
