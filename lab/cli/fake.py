@@ -11,7 +11,7 @@ from lab.cli.options import root
 
 app = typer.Typer(no_args_is_help=True)
 
-FAKES = {"vcenter": "fakes.vcenter", "esxi": "fakes.esxi", "disk": "fakes.storage"}
+FAKES = {"vcenter": "fakes.vcenter", "esxi": "fakes.esxi", "disk": "fakes.storage", "san": "fakes.san", "bus": "fakes.scsi_bus"}
 _RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -40,3 +40,15 @@ def esxi(context: typer.Context) -> None:
 def disk(context: typer.Context) -> None:
     """A datastore's storage service: LUN, snapshot chains, NBD exports."""
     _run(context, "disk")
+
+
+@app.command(context_settings=_RAW, add_help_option=False)
+def san(context: typer.Context) -> None:
+    """A storage array: the LUNs of datastores over iSCSI."""
+    _run(context, "san")
+
+
+@app.command(context_settings=_RAW, add_help_option=False)
+def bus(context: typer.Context) -> None:
+    """The virtual SCSI bus of a proxy that is a VM: attached disks appear as devices."""
+    _run(context, "bus")

@@ -56,6 +56,8 @@ PROGRAMS = (
     ("mke2fs, e2fsck", "mke2fs", "e2fsprogs", "file systems of the guests"),
     ("fusermount3", "fusermount3", "fuse3", "the Linux guest's disk"),
     ("ssh", "ssh", "openssh-client", "looking into the Linux guest"),
+    ("tgtd, tgtadm", "tgtd", "tgt", "the storage array"),
+    ("iscsi-ls", "iscsi-ls", "libiscsi-bin", "looking at the storage array"),
 )
 
 
