@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
+import socket
 import time
 from typing import Any
 
@@ -23,8 +25,30 @@ VENDOR, PRODUCT = "VADPLAB", "SAN LUN"
 _TARGET = 1
 _EVERYBODY = "ALL"
 _UNMAP_SECONDS = 10.0
+_PORTAL_SECONDS = 3.0
 _PAUSE = 0.02
 _CONNECTION = re.compile(r"Connection: (\d+)\n\s+Initiator: (\S+).*\n\s+IP Address: (\S+)")
+
+
+async def await_portal(host: str, port: int) -> None:
+    """Returns when the portal is free: one who had it may just be ending.
+
+    tgtd runs on without a portal that it cannot have, and a login would then reach whoever has it.
+
+    Raises:
+        TgtFailed: the address is not ours, or stays taken.
+    """
+    deadline = time.monotonic() + _PORTAL_SECONDS
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((host, port))
+                return
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise TgtFailed(f"cannot serve {host} port {port}: {exc.strerror}") from exc
+        await asyncio.sleep(_PAUSE)
 
 
 class Array:
@@ -48,6 +72,7 @@ class Array:
         for lun in options.luns:
             # tgtd gets a descriptor: in a path, a comma would end the parameter. It opens the file anew through /proc.
             self._files[lun.number] = os.open(lun.path, os.O_RDONLY | os.O_CLOEXEC)
+        await await_portal(options.host, options.port)
         await self.tgt.start(options.portal, list(self._files.values()))
         await self._target("target", "new", "--targetname", options.iqn)
         for lun in options.luns:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 
 from fakes.core.daemon import die_with_parent, ready, until_signal
 from fakes.san import service
@@ -31,9 +32,10 @@ def main(argv: list[str]) -> int:
 
 async def _run(options: Options) -> int:
     array = Array(options)
+    sockets: list[Path] = []  # ours: an array that could not start leaves those of another alone
     ended = asyncio.create_task(until_signal())
     try:
-        starting = asyncio.create_task(_start(array))
+        starting = asyncio.create_task(_start(array, sockets))
         await asyncio.wait({ended, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
@@ -51,16 +53,15 @@ async def _run(options: Options) -> int:
     finally:
         ended.cancel()
         await array.stop()
-        if options.fabric:
-            for lun in options.luns:
-                service.socket_of(options.fabric, lun).unlink(missing_ok=True)
+        for path in sockets:
+            path.unlink(missing_ok=True)
 
 
-async def _start(array: Array) -> None:
+async def _start(array: Array, sockets: list[Path]) -> None:
     options = array.options
     await array.start()
     if options.fabric:
-        await service.serve(array, options.fabric)
+        sockets += await service.serve(array, options.fabric)
     document = {
         "ready": "san",
         "portal": options.portal,

@@ -13,11 +13,6 @@ from fakes.san.options import Lun
 from fakes.san.tgt import TgtFailed
 
 
-def socket_of(folder: Path, lun: Lun) -> Path:
-    """The fabric socket of a LUN."""
-    return folder / f"san-{lun.name}.sock"
-
-
 class Management:
     """Answers for one LUN: `lun.info`, `lun.offline`, `login.refuse`, `sessions.list`, `sessions.drop`."""
 
@@ -53,7 +48,11 @@ def _on(method: str, params: dict[str, Any]) -> bool:
     return value
 
 
-async def serve(array: Array, folder: Path) -> None:
-    """Opens the sockets of all LUNs."""
+async def serve(array: Array, folder: Path) -> list[Path]:
+    """Opens the sockets of all LUNs; gives their paths."""
+    paths = []
     for lun in array.options.luns:
-        await fabric.serve(socket_of(folder, lun), Management(array, lun).handle)
+        path = folder / f"san-{lun.name}.sock"
+        await fabric.serve(path, Management(array, lun).handle)
+        paths.append(path)
+    return paths

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -57,9 +58,9 @@ class Tgt:
         tgtd, setpriv = program("tgtd", "tgt"), program("setpriv", "util-linux")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._log = os.open(
-            self.folder / "tgtd.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        self._log = os.open(self.folder / "tgtd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        await self._alone()
+        os.ftruncate(self._log, 0)
         for stale in self.folder.glob("control.*"):
             stale.unlink()
         self.process = await asyncio.create_subprocess_exec(
@@ -79,6 +80,19 @@ class Tgt:
             except TgtFailed:
                 if self.process.returncode is not None or time.monotonic() > deadline:
                     raise TgtFailed(f"tgtd does not serve {portal}: {self.said()}") from None
+            await asyncio.sleep(_PAUSE)
+
+    async def _alone(self) -> None:
+        """Locks the log, which tgtd keeps open: so the lock ends with it, and not with us."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    self._release()
+                    raise TgtFailed(f"{self.folder} is in use by another array") from None
             await asyncio.sleep(_PAUSE)
 
     def _environment(self) -> dict[str, str]:
@@ -129,9 +143,13 @@ class Tgt:
                 with contextlib.suppress(ProcessLookupError):
                     self.process.kill()
                 await self.process.wait()
+        if self._fd >= 0:
+            for stale in self.folder.glob("control.*"):
+                stale.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
         for fd in (self._log, self._fd):
             if fd >= 0:
                 os.close(fd)
         self._log = self._fd = -1
-        for stale in self.folder.glob("control.*"):
-            stale.unlink(missing_ok=True)

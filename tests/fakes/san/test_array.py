@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fakes.core.fabric import FabricError
+from fakes.core.fabric import FabricClient, FabricError
 from fakes.san.options import IQN
-from tests.fakes.san.conftest import NAA, SECRET, Reader, SanProcess, initiator
-from tests.fakes.storage.conftest import StorageProcess
+from tests.fakes.san.conftest import NAA, SECRET, Reader, SanProcess, initiator, loopback
+from tests.fakes.storage.conftest import ROOT, StorageProcess
 
 pytestmark = pytest.mark.root
 Start = Callable[..., SanProcess]
@@ -237,3 +237,50 @@ def test_a_frozen_chain_is_read_from_the_lun_by_its_map(start: Start, tmp_path: 
         assert found == expected
     finally:
         storage.stop()
+
+
+def test_a_portal_that_is_taken(start: Start, lun: Path, tmp_path: Path) -> None:
+    """The other array has the same target and LUN: a login alone would not tell them apart."""
+    san = start(lun)
+    command = [*san.command, "--state", str(tmp_path / "another")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr == f"fake san: cannot serve {san.address} port 3260: Address already in use\n"
+    assert initiator("iscsi-inq", san.url())[0] == 0
+    assert san.call("lun.info")["online"] is True
+
+
+def test_a_folder_that_is_taken(start: Start, lun: Path) -> None:
+    san = start(lun)
+    command = [*san.command, "--listen", loopback()]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode == 2 and run.stderr == f"fake san: {san.home / 'san'} is in use by another array\n"
+    assert san.call("sessions.list") == []  # its control socket is still there
+
+
+def test_several_datastores_on_one_array(start: Start, lun: Path, tmp_path: Path) -> None:
+    second, naa = tmp_path / "second.img", NAA.replace("0", "f")
+    second.write_bytes(b"2" * (1 << 20))
+    san = start(lun, "--lun", str(second), "--naa", naa, "--name", "datastore2")
+    _, said = initiator("iscsi-inq", "-e", "1", "-c", "131", san.url().removesuffix("1") + "2")
+    assert naa in said and NAA not in said
+    other = FabricClient(san.fabric / "san-datastore2.sock")
+    assert other.call("lun.info")["lun"] == 2
+    other.call("lun.offline", on=True)
+    other.close()
+    _, said = initiator("iscsi-ls", "-s", f"iscsi://{san.address}")
+    assert "Lun:1 " in said and "Lun:2 " not in said
+
+
+def test_a_signal_at_any_time_of_the_start(start: Start, lun: Path) -> None:
+    san = start(lun)
+    assert san.stop() == 0
+    for delay in (0.05, 0.1, 0.15, 0.2, 0.3):
+        process = subprocess.Popen(san.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(delay)  # not in place of readiness: the instant is what is tried
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM), said
+        assert not said
+    san.start()  # nobody holds the portal
+    assert initiator("iscsi-inq", san.url())[0] == 0

@@ -97,8 +97,10 @@ def test_a_portal_that_is_not_ours(good: dict[str, str]) -> None:
         timeout=60,
         check=False,
     )
-    assert run.returncode in (2, 3) and run.stderr.startswith("fake san: ") and run.stderr.count("\n") == 1
-    assert not run.stdout
+    if run.returncode == 3:
+        pytest.skip(run.stderr)
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr == "fake san: cannot serve 192.0.2.1 port 3260: Cannot assign requested address\n"
 
 
 def test_a_missing_program() -> None:
