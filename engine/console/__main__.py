@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config as configuration
+from engine.console import administration
 from engine.console.commands import Console
 from engine.console.output import Output
 from engine.errors import VadplabError, catalogue
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     output = Output("events" if arguments.events else "json" if arguments.json else "text")
     try:
         config = configuration.load(arguments.config)
-        document = asyncio.run(_command(Console(config, output), arguments))
+        document = asyncio.run(_perform(Console(config, output), arguments))
     except VadplabError as exc:
         output.result({"schema": ERROR_SCHEMA, "run": arguments.session, "result": "failed", "error": exc.to_dict()})
         return exc.exit_code
@@ -43,8 +44,20 @@ def exit_code(error: dict[str, Any] | None) -> int:
     return known.get(str(error.get("code")), 1)
 
 
+async def _perform(console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
+    return await administration.perform(console.call, arguments) or await _command(console, arguments)
+
+
 def _command(console: Console, arguments: argparse.Namespace) -> Coroutine[Any, Any, dict[str, Any]]:
     match (arguments.family, getattr(arguments, "action", None)):
+        case ("job", "run") if arguments.rest:
+            return console.job_run_over_rest(
+                arguments.name,
+                token_file=arguments.token_file,
+                mode=arguments.mode,
+                direction=arguments.direction,
+                session=arguments.session,
+            )
         case ("job", "run"):
             return console.job_run(
                 arguments.name, mode=arguments.mode, direction=arguments.direction, session=arguments.session
@@ -81,12 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--mode")
     running.add_argument("--direction")
     running.add_argument("--session", help=argparse.SUPPRESS)
+    running.add_argument("--rest", action="store_true", help="start it over REST (9419) instead of 9392")
+    running.add_argument("--token-file", type=Path, help="file with the token for --rest")
+    administration.add_job_verbs(job)
     job.add_parser("list", help="every job")
     for action, text in (("show", "one job"), ("stop", "stop a job: thaw, commit")):
         job.add_parser(action, help=text).add_argument("name")
     infra = families.add_parser("infra", help="infrastructure").add_subparsers(dest="action", required=True)
+    administration.add_infra_verbs(infra)
     infra.add_parser("show", help="what is known")
     infra.add_parser("rescan", help="read it anew").add_argument("--session", help=argparse.SUPPRESS)
+    administration.add_rest_verbs(families)
     points = families.add_parser("points", help="restore points").add_subparsers(dest="action", required=True)
     points.add_parser("list", help="every restore point")
     restore = families.add_parser("restore", help="restore a disk to a new file")

@@ -64,21 +64,41 @@ class Console:
             )
             return await _interruptible(running, client.call("job.stop", deadline=STOP_DEADLINE, name=name))
 
+    async def job_run_over_rest(
+        self, name: str, *, token_file: Path | None, mode: str | None, direction: str | None, session: str | None
+    ) -> dict[str, Any]:
+        """Runs a job over REST; SIGINT and SIGTERM stop it. There is no progress: the service answers at the end."""
+        from engine.console import rest
+
+        if token_file is None:
+            raise InputError("--rest needs --token-file", next="Make one: `rest token create NAME --to FILE`.")
+        running = asyncio.create_task(
+            rest.job_run(
+                self._config,
+                name,
+                token_file=token_file,
+                mode=mode,
+                direction=direction,
+                session=session or new_id(),
+            )
+        )
+        return await _interruptible(running, _cancel(running))
+
     async def job_list(self) -> dict[str, Any]:
         """Every job's settings."""
-        return {"schema": "vadplab.job-list/1", **await self._call("job.list")}
+        return {"schema": "vadplab.job-list/1", **await self.call("job.list")}
 
     async def job_show(self, name: str) -> dict[str, Any]:
         """One job, its VMs as the configuration database knows them, its last runs."""
-        return {"schema": "vadplab.job/1", **await self._call("job.show", name=name)}
+        return {"schema": "vadplab.job/1", **await self.call("job.show", name=name)}
 
     async def job_stop(self, name: str) -> dict[str, Any]:
         """Stops every run of a job and waits for the end."""
-        return {"schema": "vadplab.job-stop/1", **await self._call("job.stop", STOP_DEADLINE, name=name)}
+        return {"schema": "vadplab.job-stop/1", **await self.call("job.stop", STOP_DEADLINE, name=name)}
 
     async def infra_show(self) -> dict[str, Any]:
         """vCenters, servers, VMs and guests, without secrets."""
-        return {"schema": "vadplab.infrastructure/1", **await self._call("infra.show")}
+        return {"schema": "vadplab.infrastructure/1", **await self.call("infra.show")}
 
     async def infra_rescan(self, *, session: str | None) -> dict[str, Any]:
         """Reads the infrastructure anew."""
@@ -91,7 +111,7 @@ class Console:
 
     async def points_list(self) -> dict[str, Any]:
         """The restore points of every repository."""
-        return {"schema": "vadplab.points/1", **await self._call("points.list", STORE_DEADLINE)}
+        return {"schema": "vadplab.points/1", **await self.call("points.list", STORE_DEADLINE)}
 
     async def restore(self, point: str, *, disk: int, to: Path, vm: str | None, session: str | None) -> dict[str, Any]:
         """Restores a disk to a new sparse file (steps r1 to r3)."""
@@ -150,7 +170,8 @@ class Console:
             "received": stats.received,
         }
 
-    async def _call(self, method: str, deadline: float = 30.0, **params: Any) -> dict[str, Any]:
+    async def call(self, method: str, deadline: float = 30.0, **params: Any) -> dict[str, Any]:
+        """One call of the Backup Service on a connection of its own."""
         async with _Connection(self._config, None, None) as client:
             found: dict[str, Any] = await client.call(method, deadline=deadline, **params)
             return found

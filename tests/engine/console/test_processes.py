@@ -187,7 +187,11 @@ def test_rescan_lists_and_restore(site: Site) -> None:
     cases = [
         (("restore", point, "--disk", "1", "--to", str(site.folder / "disk")), 2, "restore.target-exists"),
         (("restore", point, "--disk", "9", "--to", str(site.folder / "x")), 2, "restore.disk-unknown"),
-        (("restore", "20200101T000000Z-0000", "--disk", "1", "--to", str(site.folder / "x")), 2, "restore.point-unknown"),
+        (
+            ("restore", "20200101T000000Z-0000", "--disk", "1", "--to", str(site.folder / "x")),
+            2,
+            "restore.point-unknown",
+        ),
         (("job", "run", "other"), 2, "job.unknown"),
         (("job", "stop", "demo"), 2, "job.not-running"),
         (("job", "run", "demo", "--mode", "san"), 2, "input.invalid"),
