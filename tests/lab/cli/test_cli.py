@@ -116,7 +116,7 @@ def test_errors_in_text_and_json(
 
 def test_topology_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["topology", "validate"]) == 0
-    assert capsys.readouterr().out == "demo.yaml is good: 13 hosts, 2 vms, 1 jobs\n"
+    assert capsys.readouterr().out == "demo.yaml is good: 13 hosts, 3 vms, 1 jobs\n"
     assert main(["topology", "validate", "--json"]) == 0
     assert document(capsys)["schema"] == "vadplab.topology.validate/1"
     assert main(["topology", "schema"]) == 0
