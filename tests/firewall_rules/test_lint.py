@@ -15,10 +15,13 @@ from tests.firewall_rules.worlds import WORLD, policy, rule
 
 MATRIX = load_matrix()
 DEFAULT = load_policy("default-12.3")
+NETWORK = load_policy("network-12.3")
+EVERY_MODE: dict[str, str | list[str]] = {"transport": ["network", "hotadd", "san"]}
+Facts = dict[str, str | list[str]]
 
 
 def with_rules(*rules: Rule) -> Policy:
-    return policy(*DEFAULT.rules, *rules)
+    return policy(*NETWORK.rules, *rules)
 
 
 def codes(candidate: Policy, **more: Any) -> set[tuple[str, str | None]]:
@@ -28,14 +31,16 @@ def codes(candidate: Policy, **more: Any) -> set[tuple[str, str | None]]:
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("default-12.3", {}),
-        ("reverse-data", {"listener": "proxy"}),
-        ("default-12.3", {"guest": "none"}),
-        ("postgres-12.3", {"config_db": "postgresql"}),
-        ("rest-12.3", {"start": "rest"}),
+        ("network-12.3", {}),
+        ("default-12.3", EVERY_MODE),
+        ("reverse-data", EVERY_MODE | {"listener": "proxy"}),
+        ("both-directions", EVERY_MODE | {"listener": ["repository", "proxy"]}),
+        ("network-12.3", {"guest": "none"}),
+        ("postgres-12.3", EVERY_MODE | {"config_db": "postgresql"}),
+        ("rest-12.3", EVERY_MODE | {"start": "rest"}),
     ],
 )
-def test_the_shipped_policies_are_exactly_what_their_run_needs(name: str, facts: dict[str, str]) -> None:
+def test_the_shipped_policies_are_exactly_what_their_run_needs(name: str, facts: Facts) -> None:
     found = lint(load_policy(name), MATRIX, facts, addresses=WORLD)
     assert [f.code for f in found if f.severity is not Severity.NOTE] == []
     assert [f.rule for f in found] == (["G10"] if facts.get("guest") == "none" else [])
@@ -43,7 +48,7 @@ def test_the_shipped_policies_are_exactly_what_their_run_needs(name: str, facts:
 
 @pytest.mark.parametrize("missing", [r.id for r in DEFAULT.rules])
 def test_each_rule_of_the_default_policy_is_necessary(missing: str) -> None:
-    assert ("lint.missing-row", missing) in codes(DEFAULT.without(missing), addresses=WORLD)
+    assert ("lint.missing-row", missing) in codes(DEFAULT.without(missing), facts=EVERY_MODE, addresses=WORLD)
 
 
 CASES = {
@@ -89,7 +94,7 @@ def test_a_partly_shadowed_range_is_a_missing_row() -> None:
 
 def test_roles_that_are_not_there_need_nothing() -> None:
     world = {role: hosts for role, hosts in WORLD.items() if role != "guest_linux"}
-    assert codes(DEFAULT.without("G10"), addresses=world) == set()
+    assert codes(NETWORK.without("G10"), addresses=world) == set()
 
 
 def test_a_refused_replication_rule_between_two_proxies_is_not_loopback() -> None:
