@@ -40,6 +40,11 @@ class TargetPipeline:
         self._thread = threading.Thread(target=self._guard, name="target", daemon=True)
         self._thread.start()
 
+    @property
+    def root(self) -> str | None:
+        """Root digest of what the source sent, as it said at the end of the stream."""
+        return self._root
+
     def wait(self, deadline: float) -> bool:
         """Whether the stream ended, well or not, within `deadline` seconds."""
         return self._done.wait(deadline)

@@ -175,7 +175,7 @@ class MoverTask:
         while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
             await report({"stored": target.disk.stored, "total": target.disk.size})
         stored = work.result()
-        if params.root is not None and params.root != stored.root:
+        if params.root is not None and params.root != target.root:
             raise NotReady("the source reports another root digest than it sent", step="21")
         return stored.to_dict()
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class World:
     pki: Pki
     points: Points
     ports: tuple[int, int] = (0, 0)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """More of a machine's configuration, by its name."""
 
     @classmethod
     def make(cls, folder: Path) -> World:
@@ -57,7 +59,7 @@ class World:
         }
         if name.startswith("repository"):
             settings["repository"] = str(self.folder / "repository")
-        path.write_text(yaml.safe_dump(settings))
+        path.write_text(yaml.safe_dump(settings | self.settings.get(name, {})))
         return path
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -98,14 +100,24 @@ class World:
         connection = await self.dialer().dial("127.0.0.1", port, step="6", name=name)
         return await Client.open(connection, self.manager, expect=name)
 
-    def begin(self, job: str = "demo", vm: str = "vm1") -> tuple[str, Path]:
+    def begin(self, job: str = "demo", vm: str = "vm1", parent: str | None = None) -> tuple[str, Path]:
         """A restore point in the making: id and folder."""
         point = new_point_id()
-        return point, self.points.begin(job, vm, point, session="s1")
+        kind: Any = "incremental" if parent else "full"
+        return point, self.points.begin(job, vm, point, session="s1", kind=kind, parent=parent)
 
-    def commit(self, point: str, stored: dict[str, Any], *, job: str = "demo", vm: str = "vm1", vmx: str = "") -> Path:
-        """Makes a point with one disk visible."""
-        return self.points.commit(job, vm, point, manifest(point, stored, job=job, vm=vm, vmx=vmx))
+    def commit(
+        self,
+        point: str,
+        stored: dict[str, Any],
+        *,
+        job: str = "demo",
+        vm: str = "vm1",
+        vmx: str = "",
+        parent: str | None = None,
+    ) -> Path:
+        """Makes a point with one disk visible; `parent`: the id of the point below an incremental one."""
+        return self.points.commit(job, vm, point, manifest(point, stored, job=job, vm=vm, vmx=vmx, parent=parent))
 
 
 @dataclass
@@ -128,15 +140,18 @@ async def link(listener: Mover, connector: Mover) -> None:
     await connector.call("data.connect", host="127.0.0.1", port=found["port"], token=found["token"], name=listener.name)
 
 
-def manifest(point: str, stored: dict[str, Any], *, job: str, vm: str, vmx: str = "") -> dict[str, Any]:
+def manifest(
+    point: str, stored: dict[str, Any], *, job: str, vm: str, vmx: str = "", parent: str | None = None
+) -> dict[str, Any]:
     """A manifest for one disk with key 2000."""
     return {
-        "schema": "vadplab.point/1",
+        "schema": "vadplab.point/2",
         "job": job,
         "vm": {"name": vm, "uuid": "4211"},
         "point": point,
         "created": "2026-11-25T07:15:00Z",
-        "kind": "full",
+        "kind": "incremental" if parent else "full",
+        "parent": parent,
         "consistency": "crash",
         "session": "s1",
         "snapshot": {"moref": "snapshot-1", "name": "backup", "id": 1},
@@ -151,6 +166,9 @@ def manifest(point: str, stored: dict[str, Any], *, job: str, vm: str, vmx: str 
                 "stored": stored["stored"],
                 "digests": stored["digests"],
                 "root": stored["root"],
+                "blocks": stored["blocks"],
+                "blocks_root": stored["blocks_root"],
+                "parent_root": stored["parent_root"],
             }
         ],
     }
