@@ -203,10 +203,10 @@ class _Attempt:
     def _refused(self, text: str) -> VadplabError:
         server, host = self._server, self._dialer.events.host
         kind: type[ConnectError] = ConnectError
-        if "certificate" in text or "SSL" in text:
-            kind = ServerTls
-        elif any(word in text for word in ("authentication failed", "pg_hba.conf", "does not exist", "SCRAM")):
+        if any(word in text for word in ("authentication failed", "pg_hba.conf", "does not exist", "SCRAM")):
             kind = LoginRefused
+        elif "certificate" in text or "SSL" in text:
+            kind = ServerTls
         elif "starting up" in text or "shutting down" in text or "too many" in text:
             kind = ConnectRefused
         message = f"{host} to {server.host}:{server.port}: {kind.symptom} ({text.splitlines()[-1].strip()})"

@@ -194,7 +194,7 @@ def test_rescan_lists_and_restore(site: Site) -> None:
         ),
         (("job", "run", "other"), 2, "job.unknown"),
         (("job", "stop", "demo"), 2, "job.not-running"),
-        (("job", "run", "demo", "--mode", "san"), 2, "input.invalid"),
+        (("job", "run", "demo", "--mode", "pigeon"), 2, "input.invalid"),
     ]
     for command, status, error in cases:
         code, documents = site.console(*command)

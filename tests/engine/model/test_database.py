@@ -125,7 +125,7 @@ def test_sessions_and_what_is_unfinished(database: Database) -> None:
         ({"guests": [{"vm": "x", "credentials": "nobody"}]}, "unknown credentials nobody"),
         ({"jobs": [{"name": "j", "vms": ["a"], "vcenter": "other"}]}, "unknown vCenter other"),
         ({"jobs": [{"name": "j", "vms": []}]}, "jobs.0.vms"),
-        ({"jobs": [{"name": "j", "vms": ["a"], "mode": "san"}]}, "jobs.0.mode"),
+        ({"jobs": [{"name": "j", "vms": ["a"], "mode": "pigeon"}]}, "jobs.0.mode"),
         ({"jobs": [{"name": "../j", "vms": ["a"]}]}, "jobs.0.name"),
         ({"vcenters": [{"name": "v", "username": "u", "password": ["S3cret"]}]}, "vcenters.0.password"),
         ({"credentials": [{"name": "c", "username": "u"}]}, "password or private_key"),

@@ -21,6 +21,7 @@ from engine.service import jobs as jobs_module
 from engine.service.service import BackupService
 from engine.vsphere import Disk, GuestInfo, VmInfo
 from tests.engine.machines import REPOSITORY, Machines
+from tests.engine.pki import Pki
 from tests.engine.service.stub_manager import PENDING
 from tests.engine.waiting import until
 
@@ -58,9 +59,18 @@ class Site:
     """A backup server with its database; the service can be started again over the same files."""
 
     def __init__(
-        self, folder: Path, *, max_tasks: int = 1, resolver: dict[str, str] | None = None, **more: Any
+        self,
+        folder: Path,
+        *,
+        max_tasks: int = 1,
+        resolver: dict[str, str] | None = None,
+        ca: Pki | None = None,
+        **more: Any,
     ) -> None:
         self.machines = Machines(folder)
+        if ca is not None:  # of a database server that was there before
+            self.machines.pki.authority = ca.authority
+            ca.authority.cert_pem.write_to_path(self.machines.pki.ca)
         settings = {
             "database": f"sqlite:///{folder}/db.sqlite", "secrets_key": "key", "infrastructure": "infra.yaml", **more,
         }  # fmt: skip
@@ -245,7 +255,7 @@ def test_bad_calls(tmp_path: Path) -> None:
         async with site.serving() as (service, client):
             cases: list[tuple[str, dict[str, Any], str, int]] = [
                 ("job.run", {"name": "nothing"}, "job.unknown", 2),
-                ("job.run", {"name": "quick", "mode": "san"}, "input.invalid", 2),
+                ("job.run", {"name": "quick", "mode": "pigeon"}, "input.invalid", 2),
                 ("job.run", {"name": "quick", "direction": "up"}, "input.invalid", 2),
                 ("job.run", {}, "wire.params", 1),
                 ("job.show", {"name": "nothing"}, "job.unknown", 2),
