@@ -48,7 +48,7 @@ from fakes.vcenter.reverting import Reverting
 from fakes.vcenter.running import Runner
 from fakes.vcenter.sanitise import Sanitiser
 from fakes.vcenter.server import HttpsServer
-from fakes.vcenter.snapshots import Snapshots
+from fakes.vcenter.snapshots import LOOK, Snapshots
 from fakes.vcenter.source import VcsimSource
 from fakes.vcenter.storage import Storage
 from fakes.vcenter.upstream import Upstream, UpstreamGone
@@ -294,18 +294,20 @@ class Gateway:
             await self._snapshots.replay(world, vm, state)
 
     async def _read_luns(self, world: World) -> None:
-        """What hosts show of the storage below them; storages that do not answer are left out."""
-        inventory, luns = self.settings.inventory, list[hoststorage.Lun]()
+        """What hosts show of the storage below them; of a storage that does not answer they show what they knew."""
+        inventory, luns = self.settings.inventory, dict(self._host_storage.luns)
         if self.storage is None or inventory is None:
             return
         for store in inventory.datastores:
-            with contextlib.suppress(FabricError):
-                luns.append(hoststorage.lun(await self.storage.info(store.name)))
+            try:
+                luns[store.name] = hoststorage.lun(await asyncio.wait_for(self.storage.info(store.name), LOOK))
+            except (FabricError, TimeoutError) as exc:
+                _log.warning("the LUN of %s is not known: %s", store.name, exc or "no answer")
         references: dict[str, tuple[str, ...]] = {}
         for name, host in world.places.hosts.items():
             system = (await world.admin.properties(host, "configManager.storageSystem")).values()
             references[name] = (host._moId, *(each._moId for each in system))
-        self._host_storage.set(inventory, luns, references)
+        self._host_storage.set(inventory, list(luns.values()), references)
 
     def _datacenter(self) -> str:
         inventory = self.settings.inventory
@@ -485,7 +487,10 @@ class Gateway:
         """A new session sees what the storage holds by now, whoever made it: the other view may have."""
         reply = await context.forward()
         if reply.status == 200 and self.storage is not None:
-            await self._read_luns(context.world)
+            try:
+                await self._read_luns(context.world)
+            except (UpstreamGone, TimeoutError, vmodl.MethodFault) as exc:
+                _log.warning("hosts can not be asked for their storage: %s", exc or "no answer")
             for name in list(context.world.places.vms):
                 if self.lock(name).locked():
                     continue  # this gateway is changing it right now

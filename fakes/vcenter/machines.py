@@ -199,11 +199,11 @@ class Machines:
         if power != "poweredOff":
             raise vim.fault.InvalidPowerState(existingState=power, requestedState="poweredOff")
         held = await self._attachments.of(vm.name)
+        await storage.delete(vm)  # it may refuse, so it comes first
         for each in held:
             await storage.detach(each)
             self._attachments.forget(each)
         detail["detached"] = [each.name for each in held]
-        await storage.delete(vm)
         self._vms.pop(vm.name, None)
         world.places.vms.pop(vm.name, None)
         world.snapshots.pop(vm.name, None)

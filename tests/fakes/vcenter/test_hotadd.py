@@ -200,6 +200,39 @@ def test_a_late_failure_is_undone_in_reverse(real: RealSite, monkeypatch: pytest
     client.close()
 
 
+def test_vcsim_dies_while_a_disk_is_being_attached(real: RealSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fakes.vcenter import devices
+
+    file = disks(take(real.vm("web")).config)[0].backing.fileName
+    me, write, dying = proxy(real), devices.write, real.site.loop.run(real.site.gateway.world())
+
+    async def die_first(world: Any, *more: Any) -> Any:
+        if world is dying:
+            world.simulator.process.kill()
+            await world.simulator.ended()
+        return await write(world, *more)
+
+    monkeypatch.setattr(devices, "write", die_first)
+    with pytest.raises(Exception):  # noqa: B017 - the session is lost: in one of several ways
+        reconfigure(me, deviceChange=[adding(file)])
+    monkeypatch.undo()
+    real.session = real.site.connect()
+    assert real.site.loop.run(real.site.gateway.world()) is not dying
+    # neither there nor here, or both: never one without the other
+    shown = [("proxy-2", d.backing.fileName.partition("] ")[2]) for d in disks(proxy(real).config)[1:]]
+    assert wait_for(lambda: attached(real), 0) == shown == []
+    reconfigure(proxy(real), deviceChange=[adding(file)])
+    assert len(attached(real)) == len(disks(proxy(real).config)) - 1 == 1
+
+
+def test_a_proxy_is_destroyed(real: RealSite) -> None:
+    me = proxy(real)
+    reconfigure(me, deviceChange=[adding(disks(take(real.vm("web")).config)[0].backing.fileName)])
+    done(me.PowerOffVM_Task())
+    done(me.Destroy_Task())
+    assert attached(real) == []
+
+
 def test_with_a_controller_of_its_own_in_the_same_spec(real: RealSite) -> None:
     me = proxy(real)
     file = disks(take(real.vm("web")).config)[0].backing.fileName
