@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from engine.errors import VadplabError
 from engine.store import blocks, chain, locks
@@ -151,12 +152,13 @@ def verify(folder: Path, *, only: str | None = None, deep: bool = False, wait: f
         return of_vm(folder, only=only, deep=deep)
 
 
-def verify_repository(repository: Path, *, deep: bool = False) -> list[Health]:
-    """`verify` for every VM of every job. Raises RepositoryGone when the folder is not there."""
+def verify_repository(repository: Path, *, vm: str | None = None, deep: bool = False) -> list[Health]:
+    """`verify` for every VM (or the one of that name) of every job. Raises RepositoryGone when the folder is not there."""
     if not repository.is_dir():
         raise RepositoryGone(f"repository {repository}: no such folder")
     folders = sorted({path.parent for path in repository.glob("*/*/*") if POINT_ID.fullmatch(path.name)})
-    return [verify(folder, deep=deep) for folder in folders]
+    wanted = [folder for folder in folders if vm in (None, unquote(folder.name))]
+    return [verify(folder, deep=deep) for folder in wanted]
 
 
 def of_disk(vm: str, folder: Path, point: Manifest, disk: DiskEntry, *, deep: bool = False) -> list[Damage]:

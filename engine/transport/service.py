@@ -2,8 +2,7 @@
 """The Transport Service's methods (`docs/architecture.md`, Engine messages).
 
 `hello {}` → {name, version, roles, mover_ports, free_bytes}; `mover.start {session, task, role}` → {port, token};
-`mover.stop {session, task?}`; on a repository also `point.begin {job, vm, point, session?}` → {folder};
-`point.commit {job, vm, point, manifest}`; `point.abort {job, vm, point}`; `points.list {}` → {points}; `points.find {point}`.
+`mover.stop {session, task?}`; on a repository also `point.…`, `points.…` and `files.…` (`engine.transport.repository`).
 
 What a session began over a connection and did not commit is removed when that connection ends.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
@@ -21,9 +19,9 @@ from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
 from engine.store.points import Points
 from engine.transport.movers import ROLES, Movers
+from engine.transport.repository import STORE_DEADLINE, Repository
 
 VERSION = "1"
-STORE_DEADLINE = 600.0
 
 
 class NotARepository(InputError):
@@ -43,6 +41,7 @@ class TransportService:
         if config.repository is not None:
             config.repository.mkdir(parents=True, exist_ok=True)
             self.points = Points(config.repository)
+        self.repository = None if self.points is None else Repository(self.points)
         self._server = Server(config.make_identity(), self._handle, on_disconnect=self._peer_left)
         self._cleaning: set[asyncio.Task[None]] = set()
 
@@ -73,17 +72,8 @@ class TransportService:
                 return await self.movers.start(session, call.param("task"), role)
             case "mover.stop":
                 return {"stopped": await self.movers.stop(call.param("session"), call.param("task", default=None))}
-            case "points.list":
-                store = self._store()
-                points = await in_thread(store.list, deadline=STORE_DEADLINE, what=call.method)
-                return {"points": [p.summary() for p in points]}
-            case "points.find":
-                store, name = self._store(), call.param("point")
-                vm = call.param("vm", default=None)
-                point = await in_thread(lambda: store.find(name, vm=vm), deadline=STORE_DEADLINE, what=call.method)
-                return point.summary()
-            case "point.begin" | "point.commit" | "point.abort":
-                return await self._point(call)
+            case method if method.startswith(("point.", "points.", "files.")):
+                return await self._store().handle(call)
         raise UnknownMethod(f"{self.config.name}: the Transport Service has no method {call.method}")
 
     async def _hello(self) -> dict[str, Any]:
@@ -98,32 +88,10 @@ class TransportService:
             answer["free_bytes"] = self.points.free_bytes()
         return answer
 
-    async def _point(self, call: Call) -> dict[str, Any]:
-        store = self._store()
-        job, vm, point = call.param("job"), call.param("vm"), call.param("point")
-        begun: set[tuple[str, str, str]] = call.peer.data.setdefault("points", set())
-        if call.method == "point.begin":
-            session = call.param("session", default=None)
-            begun.add((job, vm, point))
-            folder: Path = await in_thread(
-                lambda: store.begin(job, vm, point, session=session), deadline=STORE_DEADLINE, what=call.method
-            )
-            return {"folder": str(folder)}
-        if call.method == "point.commit":
-            manifest = call.param("manifest", dict)
-            folder = await in_thread(
-                lambda: store.commit(job, vm, point, manifest), deadline=STORE_DEADLINE, what=call.method
-            )
-            begun.discard((job, vm, point))
-            return {"folder": str(folder)}
-        await in_thread(lambda: store.abort(job, vm, point), deadline=STORE_DEADLINE, what=call.method)
-        begun.discard((job, vm, point))
-        return {}
-
-    def _store(self) -> Points:
-        if self.points is None:
+    def _store(self) -> Repository:
+        if self.repository is None:
             raise NotARepository(f"{self.config.name} is not a repository")
-        return self.points
+        return self.repository
 
     def _peer_left(self, peer: Peer) -> None:
         """The Backup Manager (or Backup Service) went away: its movers end, its unfinished points are removed."""
@@ -134,7 +102,6 @@ class TransportService:
     async def _clean(self, peer: Peer) -> None:
         for session in peer.data.get("sessions", ()):
             await self.movers.stop(session)
-        for job, vm, point in list(peer.data.get("points", ())):
-            if self.points is not None:
-                with contextlib.suppress(Exception):
-                    await asyncio.to_thread(self.points.abort, job, vm, point)
+        if self.repository is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.to_thread(self.repository.left, peer)

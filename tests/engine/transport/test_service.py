@@ -19,6 +19,7 @@ from engine.rpc.client import Client
 from engine.transport.movers import Movers
 from engine.transport.service import TransportService
 from tests.engine.machines import REPOSITORY, Machines
+from tests.engine.store import disks
 from tests.engine.waiting import until
 
 STUB = "tests.engine.transport.stub_mover"
@@ -147,5 +148,55 @@ def test_points_go_through_the_store(tmp_path: Path) -> None:
                 assert caught.value.to_dict()["code"] == code, method
             await client.call("point.abort", **where)
             assert not folder.exists()
+
+    asyncio.run(main())
+
+
+def test_a_repository_keeps_chains(tmp_path: Path) -> None:
+    """Newest, incremental, verify, prune, import and files through the calls that managers and consoles make."""
+    contents = disks.versions(bytes(2 << 20), 3, 1)
+
+    async def main() -> None:
+        async with serving(tmp_path, repository="points") as (service, client, _, _port):
+            assert service.points is not None
+            where = {"job": "demo", "vm": "vm1"}
+            assert await client.call("points.newest", **where) == {"point": None}
+            made = await asyncio.to_thread(disks.make_chain, service.points, contents)
+            newest = (await client.call("points.newest", **where))["point"]
+            assert newest["point"] == disks.point_id(2) and newest["kind"] == "incremental"
+            begin = {**where, "point": disks.point_id(5), "kind": "incremental"}
+            await client.call("point.begin", **begin, parent=disks.point_id(2), data=1 << 20, capacity=2 << 20)
+            for wrong, code in (
+                ({"parent": disks.point_id(2)}, "store.locked"),
+                ({"parent": "x"}, "store.locked"),
+                ({}, "input.invalid"),
+                ({"parent": disks.point_id(2), "data": -1}, "rpc.params"),
+            ):
+                other = {**begin, "point": disks.point_id(6), **wrong}
+                with pytest.raises(RemoteError) as caught:
+                    await client.call("point.begin", **other)
+                assert caught.value.to_dict()["code"] == code or code == "rpc.params"
+            with pytest.raises(RemoteError) as caught:
+                await client.call("points.prune", **where, count=1)
+            assert caught.value.to_dict()["code"] == "store.locked"
+            await client.call("point.abort", **where, point=disks.point_id(5))
+            assert (await client.call("points.verify"))["intact"]
+            found = await client.call("points.verify", point=disks.point_id(1), deep=True)
+            assert [p["point"] for p in found["vms"][0]["points"]] == [disks.point_id(0), disks.point_id(1)]
+            with pytest.raises(RemoteError):
+                await client.call("points.prune", **where)
+            done = await client.call("points.prune", **where, count=2)
+            assert done == {"merges": [disks.point_id(1)], "removals": [disks.point_id(0)]}
+            await client.call("points.synthesize", **where, point=disks.point_id(2))
+            await client.call("points.delete", **where, point=disks.point_id(1))
+            (left,) = (await client.call("points.list"))["points"]
+            assert left["kind"] == "synthetic-full" and left["parent"] is None
+            assert disks.content_of(made[2], tmp_path / "out") == contents[2]
+            made[2].rename(copy := tmp_path / made[2].name)
+            done = await client.call("points.import", folder=str(copy))
+            assert len(done["points"]) == 1 and not done["refused"]
+            with pytest.raises(RemoteError) as caught:
+                await client.call("files.list", point=disks.point_id(2), disk=2000)
+            assert caught.value.to_dict()["code"] == "files.system"
 
     asyncio.run(main())
