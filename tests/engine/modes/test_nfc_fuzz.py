@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import zlib
 
 import pytest
 from hypothesis import given
@@ -100,3 +101,15 @@ def test_authd_against_noise(data: bytes) -> None:
             "esxi-1",
             902,
         )
+
+
+@given(st.binary(max_size=400), st.integers(1, 600))
+def test_unpacking_noise(data: bytes, size: int) -> None:
+    packed = zlib.compress(data)
+    for stream, length in ((data, size), (packed, size), (packed[:-1], max(len(data), 1)), (packed + b"x", size)):
+        room = bytearray(length)
+        try:
+            aio.unpack(stream, memoryview(room))
+        except NfcProtocol:
+            continue
+        assert zlib.decompressobj().decompress(stream) == room and len(room) == length
