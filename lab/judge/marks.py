@@ -60,7 +60,7 @@ def marks(events: list[Record]) -> dict[str, list[Mark]]:
     return found
 
 
-def first(found: dict[str, list[Mark]], *steps: str) -> Mark | None:
-    """The earliest mark of any of these steps."""
-    every = [m for step in steps for m in found.get(step, [])]
-    return min(every, key=lambda m: m.begin) if every else None
+def passages(found: dict[str, list[Mark]], *steps: str) -> list[Mark]:
+    """Marks of these steps that were really gone through, in order of time: those of a skipped step are left out."""
+    every = [m for step in steps for m in found.get(step, []) if m.phase != "skipped"]
+    return sorted(every, key=lambda m: m.begin)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Compares a restored disk with the storage's truth record: a SHA-256 per 64 KiB block of the frozen chain.
 
-The truth was taken by the storage at the instant of the snapshot, from its own chain; nothing of the engine touched it.
+The truth is of the instant of the snapshot, from the storage's own chain; nothing of the engine touched it. It is computed
+behind the run: `<id>.pending` stands for a record that will come, and is waited for while a storage is there to finish it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,9 @@ from engine.errors import InputError, MissingError
 
 BLOCK = 65536
 DIGEST = 32
+WAIT = 120.0
+"""Seconds for which a record that is being computed is waited for."""
+_POLL = 0.1
 
 
 class TruthMissing(MissingError):
@@ -25,6 +30,24 @@ class TruthMissing(MissingError):
 
     code = "truth.missing"
     advice = "Compare with a restore point made by this lab; truth records live in the lab's state folder."
+
+
+class TruthPending(TruthMissing):
+    """The storage has not finished the truth record of that snapshot."""
+
+    code = "truth.pending"
+    symptom = "pending"
+    advice = "Compare again in a moment, with the lab up: the storage computes the record behind the run."
+
+
+class TruthFailed(TruthMissing):
+    """The truth record can not be used: it is damaged or incomplete."""
+
+    code = "truth.failed"
+    symptom = "failed"
+    advice = (
+        "The storage's log says why (`vadplab logs`); the restore point itself may be whole: `vadplab points verify`."
+    )
 
 
 class SizeDiffers(InputError):
@@ -63,21 +86,60 @@ class Comparison:
         return {"equal": self.equal, "blocks": self.blocks, "differing": self.differing, "offsets": self.offsets}
 
 
-def find(storage: Path, *, vm: str, mark: str, key: int) -> TruthRecord:
+def find(storage: Path, *, vm: str, mark: str, key: int, wait: float = WAIT) -> TruthRecord:
     """The truth record of disk `key` for the snapshot of `vm` whose description holds `mark`, below a storage's state folder.
 
+    Args:
+        wait: seconds for which a record that is still being computed is waited for; 0 with the lab down.
+
     Raises:
-        TruthMissing: there is none.
+        TruthMissing: there is none. TruthPending: not in time. TruthFailed: it can not be read, or has no such disk.
     """
-    for path in sorted((storage / "truth" / vm).glob("*.json")):
-        record = json.loads(path.read_text())
-        if mark and mark in str(record.get("description", "")):
-            for disk in record["disks"]:
-                if int(disk["key"]) == key:
-                    digests = Path(disk["digests"])
-                    digests = digests if digests.is_absolute() else path.parent / digests
-                    return TruthRecord(vm, str(record["id"]), key, int(disk["size"]), digests)
-    raise TruthMissing(f"no truth record of {vm}, disk {key}, for mark {mark}")
+    folder, end = storage / "truth" / vm, time.monotonic() + wait
+    what = f"truth record of {vm}, disk {key}, for mark {mark}"
+    while True:
+        pending = _with_mark(folder, ".pending", mark, what)  # looked for first: it goes when the record has come
+        found = _with_mark(folder, ".json", mark, what)
+        if found is not None:
+            return _disk(*found, vm=vm, key=key, what=what)
+        if pending is None:
+            raise TruthMissing(f"no {what}")
+        if time.monotonic() >= end:
+            raise TruthPending(f"the {what} is still being computed")
+        time.sleep(_POLL)
+
+
+def _with_mark(folder: Path, suffix: str, mark: str, what: str) -> tuple[Path, dict[str, Any]] | None:
+    for path in sorted(folder.glob(f"*{suffix}")):
+        try:
+            record = json.loads(path.read_text())
+        except FileNotFoundError:
+            continue  # it was finished meanwhile
+        except ValueError as exc:
+            if suffix == ".pending":
+                continue  # just being written
+            raise TruthFailed(f"{what}: {path.name} is damaged: {exc}") from exc
+        header = record.get("header", record)
+        if mark and mark in str(header.get("description", "")):
+            return path, record
+    return None
+
+
+def _disk(path: Path, record: dict[str, Any], *, vm: str, key: int, what: str) -> TruthRecord:
+    for disk in record.get("disks", []):
+        if int(disk["key"]) != key:
+            continue
+        digests = Path(disk["digests"])
+        digests = digests if digests.is_absolute() else path.parent / digests
+        size, expected = int(disk["size"]), -(-int(disk["size"]) // BLOCK) * DIGEST
+        try:
+            length = digests.stat().st_size
+        except OSError as exc:
+            raise TruthFailed(f"{what}: {digests.name}: {exc.strerror}") from exc
+        if length != expected:
+            raise TruthFailed(f"{what}: {digests.name} has {length} bytes instead of {expected}")
+        return TruthRecord(vm, str(record["id"]), key, size, digests)
+    raise TruthFailed(f"{what}: the record {path.name} has no such disk")
 
 
 def compare(image: Path, truth: TruthRecord, progress: Callable[[int, int], None] | None = None) -> Comparison:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.judge.evidence import Evidence, Record
-from lab.judge.marks import Mark
+from lab.judge.marks import Mark, passages
 from lab.judge.verdict import Flow
 
 HELD, BROKEN, NOT_APPLICABLE = "held", "broken", "not applicable"
@@ -43,6 +43,10 @@ class Scene:
             return str(data["vm"])
         named = [vm for vm in self.evidence.world.vms if task and (task == vm or task.startswith(f"{vm}:"))]
         return max(named, key=len, default=None)
+
+    def marks_of(self, vm: str, *steps: str) -> list[Mark]:
+        """Passages through these steps that are about `vm`, in order of time; one that names no VM is about all of them."""
+        return [m for m in passages(self.marks, *steps) if self.vm_of(m.task, m.data) in (None, vm)]
 
 
 def result(name: str, source: str, problems: list[str], held: str) -> Invariant:

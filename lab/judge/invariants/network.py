@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from lab.judge.evidence import Evidence, Record
 from lab.judge.invariants.model import Invariant, Scene, first_seen, pair, result, unusable
-from lab.judge.marks import Mark, first
+from lab.judge.marks import Mark, passages
 from lab.judge.world import BACKUP_ROLES, PROTECTED_ROLES
 
 
@@ -13,7 +13,7 @@ def guests_untouched(scene: Scene) -> Invariant:
     """I1: no packet to a guest network before step 9 (12 for Linux guests)."""
     source = "packets; mark of step 9 or 12"
     evidence = scene.evidence
-    mark = first(scene.marks, "9", "12")
+    mark = next(iter(passages(scene.marks, "9", "12")), None)
     limit = mark.begin if mark else evidence.ended
     early = []
     for record in [*evidence.tcp, *evidence.others]:

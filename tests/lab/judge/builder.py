@@ -116,7 +116,7 @@ class RunBuilder:
         talk = Conversation(self.wire, IP[src], self._port, IP[dst], port, isn=self._port * 7)
         outcome, code, states = RESULTS[result]
         if event:
-            ends = {"local": [IP[src], self._port], "remote": [IP[dst], port], "target": dst}
+            ends: dict[str, Any] = {"local": [IP[src], self._port], "remote": [IP[dst], port], "target": dst}
             self.event("attempt", at - 0.2, src, step, task, attempt=name, **ends)
             self.event("outcome", at + 4, src, step, task, attempt=name, target=dst, outcome=outcome, code=code, ms=4)
         if on_wire:
@@ -162,6 +162,12 @@ class RunBuilder:
             link.tracking["packets_reply"] += 2
             link.tracking["bytes_orig"] += sent + 80
             link.tracking["bytes_reply"] += received + 80
+
+    def bulk(self, name: str, at: float, size: int, *, mine: bool = False) -> None:
+        """Payload in segments of 50 kB, all within a few milliseconds; by default towards the initiator."""
+        for number, start in enumerate(range(0, size, 50_000)):
+            length = min(50_000, size - start)
+            self.say(name, at + number / 100, length if mine else 0, 0 if mine else length)
 
     def soap(self, at: float, client: str, method: str, **detail: Any) -> None:
         """One line of the gateway's journal."""
@@ -250,8 +256,38 @@ def _lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
 
 
-def demo() -> RunBuilder:
-    """A healthy job: both VMs, one disk each, pre-freeze over SSH in the Linux guest."""
+def _network(run: RunBuilder, number: int, task: str, base: float) -> None:
+    run.step("20c", base + 200, base + 900, host="proxy-1", task=task, data={"mode": "nbdssl"})
+    run.event("use", base + 299, "proxy-1", "20c", task, attempt=f"nfc-{number}")
+    run.bulk(f"nfc-{number}", base + 300, BULK)
+
+
+def _san(run: RunBuilder, number: int, task: str, base: float) -> None:
+    run.step("20a", base + 200, base + 900, host="proxy-1", task=task, data={"mode": "san"})
+    run.event("use", base + 201, "proxy-1", "20a", task, attempt=f"nfc-{number}")
+    run.say(f"nfc-{number}", base + 202, 100, 9_000)
+    for what, at in (("discovery", 210), ("session", 230)):
+        run.connect(f"{what}-{number}", base + at, "20a", "proxy-1", "san", 3260, "H9", task=task)
+        run.say(f"{what}-{number}", base + at + 8, 400, 400)
+    run.bulk(f"session-{number}", base + 300, BULK)
+
+
+def _hotadd(run: RunBuilder, number: int, task: str, base: float) -> None:
+    run.step("20b", base + 200, base + 900, host="proxy-1", task=task, data={"mode": "hotadd"})
+    disk, asked = f"[datastore1] {task}.vmdk", {"vm": "proxy-2", "change_tracking": None}
+    for at, key in ((210, "attached"), (890, "detached")):
+        run.say(f"api-{number}", base + at, 900, 300, use="20b", host="proxy-1")
+        both = {"attached": [], "detached": [], key: [disk]}
+        run.soap(base + at + 2, "proxy-1", "ReconfigVM_Task", **asked, **both, state="success")
+
+
+READ = {"network": _network, "san": _san, "hotadd": _hotadd}
+BULK = 1_000_000
+"""Bytes of each disk that `demo` moves: more than the files that may go on another path."""
+
+
+def demo(mode: str = "network") -> RunBuilder:
+    """A healthy job: both VMs, one disk each, pre-freeze over SSH in the Linux guest; read by `network`, `san` or `hotadd`."""
     run = RunBuilder()
     run.connect("console", 10, "1", "console", "backup-server", 9392, "C1")
     run.say("console", 20, 200, 400)
@@ -300,10 +336,10 @@ def demo() -> RunBuilder:
         run.soap(base + 5.5, "proxy-1", "NfcGetVmFiles", **ticket, read_only=True)
         run.connect(f"nfc-{number}", base + 100, "19", "proxy-1", "esxi-1", 902, "H5", task=task)
         run.say(f"nfc-{number}", base + 110, 100, 300)
-        run.step("20c", base + 200, base + 900, host="proxy-1", task=task)
-        run.say(f"nfc-{number}", base + 300, 100, 50_000, use="20c", host="proxy-1")
+        READ[mode](run, number, task, base)
         run.step("21", base + 201, base + 950, host="proxy-1", task=task)
-        run.say(f"data-{number}", base + 310, 20_000, 10, use="21", host="proxy-1")
+        run.bulk(f"data-{number}", base + 310, BULK // 2, mine=True)
+        run.event("use", base + 309, "proxy-1", "21", task, attempt=f"data-{number}")
     for number, vm in enumerate(("linux-vm", "files-vm")):
         at = 3000 + number * 100
         run.step("22", at, at + 50, task=vm)

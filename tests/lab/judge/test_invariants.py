@@ -11,7 +11,7 @@ import pytest
 from firewall_rules.load import load_policy
 from firewall_rules.model import Rule
 from lab.judge.invariants import BROKEN, HELD, NOT_APPLICABLE, Invariant
-from tests.lab.judge.builder import IP, RunBuilder, demo, utc
+from tests.lab.judge.builder import BULK, IP, READ, TASKS, RunBuilder, demo, utc
 from tests.lab.observe.wire import ping, udp
 
 Break = Callable[[RunBuilder], None]
@@ -136,6 +136,64 @@ def one_ticket_for_two(run: RunBuilder) -> None:
     attempt_time(run, "nfc-again", 1700, "19", 902, "esxi-1", "H5")
 
 
+# --- I5: each takes a healthy run of one mode
+
+
+def san_over_902(run: RunBuilder) -> None:
+    run.bulk("nfc-0", 1650, BULK)
+
+
+def san_without_packets(run: RunBuilder) -> None:
+    """The bulk is neither on 3260 nor on 902, but it came to the repository."""
+    run.said = [s for s in run.said if s[1] != "session-1"]
+
+
+def hotadd_over_902(run: RunBuilder) -> None:
+    run.bulk("nfc-1", 1650, BULK)
+
+
+def hotadd_over_3260(run: RunBuilder) -> None:
+    run.connect("secret", 1300, "20b", "proxy-1", "san", 3260, "H9", task=TASKS[0])
+    run.bulk("secret", 1320, BULK)
+
+
+def hotadd_without_attach(run: RunBuilder) -> None:
+    run.gateway = [e for e in run.gateway or [] if not (e["detail"] or {}).get("attached")]
+
+
+def attached_for_another_proxy(run: RunBuilder) -> None:
+    for entry in run.gateway or []:
+        if entry["method"] == "ReconfigVM_Task":
+            entry["client"] = [IP["proxy-2"], 1]
+
+
+def attach_failed(run: RunBuilder) -> None:
+    for entry in run.gateway or []:
+        if (entry["detail"] or {}).get("attached"):
+            entry["detail"]["state"] = "error"
+
+
+def network_over_3260(run: RunBuilder) -> None:
+    run.connect("secret", 1300, "20a", "proxy-1", "san", 3260, "H9", task=TASKS[0])
+    run.bulk("secret", 1320, BULK)
+
+
+def network_without_packets(run: RunBuilder) -> None:
+    run.said = [s for s in run.said if not (s[1] == "nfc-0" and s[3] > 10_000)]
+
+
+def nobodys_bulk(run: RunBuilder) -> None:
+    run.connect("nobody", 1300, "-", "proxy-2", "esxi-1", 902, "H5", event=False)
+    run.bulk("nobody", 1320, BULK)
+
+
+# --- I6
+
+
+def guest_operation(run: RunBuilder) -> None:
+    run.soap(700, "backup-server", "StartProgramInGuest", guest_operation=1, vm="linux-vm", fault="x")
+
+
 # --- I7
 
 
@@ -179,7 +237,65 @@ def removed_early(run: RunBuilder) -> None:
             entry["utc"] -= utc(1500) - utc(0)
 
 
+def removed_early_while_the_other_commits(run: RunBuilder) -> None:
+    """The other VM's step 22 has begun; this one's has not."""
+    move(run, "22", -1500, "linux-vm")
+    for entry in run.gateway or []:
+        if (entry["detail"] or {}).get("task") in ("task-r0", "task-r1"):
+            entry["utc"] -= utc(1400) - utc(0)
+
+
+def requested_early_after_the_other(run: RunBuilder) -> None:
+    """The other VM's step 15 has begun; this one's has not."""
+    for entry in run.gateway or []:
+        if (entry["detail"] or {}).get("task") == "task-1":
+            entry["utc"] -= utc(90) - utc(0)
+
+
+def skipped_commit(run: RunBuilder) -> None:
+    for event in run.events:
+        if event["kind"] == "step" and event["step"] == "22" and event["task"] == "files-vm":
+            event["phase"] = "skipped"
+
+
+def orphan_reported_for_the_other_vm(run: RunBuilder) -> None:
+    snapshot_left(run)
+    run.event("note", 3150, "backup-server", "22", "linux-vm", text="snapshot-1 and files-vm stay", data={})
+
+
+def disk_left_attached(run: RunBuilder) -> None:
+    run.gateway = [e for e in run.gateway or [] if not (e["detail"] or {}).get("detached")]
+
+
 # --- I9
+
+
+def frozen_during_hotadd(run: RunBuilder) -> None:
+    """Nothing but the marks of 20b shows that the disk is read."""
+    move(run, "20b", -590, TASKS[0])
+    for event in run.events:
+        if event["step"] in ("18", "19") and event["task"] == TASKS[0]:
+            event["task"] = TASKS[1]
+
+
+def frozen_during_a_san_session(run: RunBuilder) -> None:
+    for event in run.events:
+        if event["step"] in ("18", "19") and event["task"] == TASKS[0]:
+            event["task"] = TASKS[1]
+    run.freezes.clear()
+    run.freeze(550, 1300)
+
+
+def frozen_before_its_own_step_13(run: RunBuilder) -> None:
+    """The step 13 that has begun is another VM's."""
+    for event in run.events:
+        if event["kind"] == "step" and event["step"] == "13":
+            event["task"] = "files-vm"
+
+
+def freed_by_the_step_16_of_another_vm(run: RunBuilder) -> None:
+    frozen_after_release(run)
+    run.step("16", 690, 900, task="files-vm")
 
 
 def never_thawed(run: RunBuilder) -> None:
@@ -237,13 +353,23 @@ BREAKS: list[tuple[str, Break]] = [
     ("I4", late_ticket),
     ("I4", ticket_of_another_proxy),
     ("I4", one_ticket_for_two),
+    ("I5", network_over_3260),
+    ("I5", network_without_packets),
+    ("I5", nobodys_bulk),
+    ("I6", guest_operation),
     ("I7", too_few_movers),
     ("I7", too_few_data_links),
     ("I7", shared_mover),
     ("I8", snapshot_left),
     ("I8", removal_failed),
+    ("I8", removed_early_while_the_other_commits),
+    ("I8", requested_early_after_the_other),
+    ("I8", skipped_commit),
+    ("I8", orphan_reported_for_the_other_vm),
     ("I8", snapshot_early),
     ("I8", removed_early),
+    ("I9", frozen_before_its_own_step_13),
+    ("I9", freed_by_the_step_16_of_another_vm),
     ("I9", never_thawed),
     ("I9", frozen_while_read),
     ("I9", frozen_after_release),
@@ -262,10 +388,68 @@ def test_broken_on_purpose(tmp_path: Path, name: str, harm: Break) -> None:
     assert found.state == BROKEN, found
 
 
-def test_all_hold_in_a_healthy_run(tmp_path: Path) -> None:
-    report = demo().report(tmp_path)
+BREAKS_IN_MODE: list[tuple[str, str, Break]] = [
+    ("san", "I5", san_over_902),
+    ("san", "I5", san_without_packets),
+    ("san", "I5", nobodys_bulk),
+    ("hotadd", "I5", hotadd_over_902),
+    ("hotadd", "I5", hotadd_over_3260),
+    ("hotadd", "I5", hotadd_without_attach),
+    ("hotadd", "I5", attached_for_another_proxy),
+    ("hotadd", "I5", attach_failed),
+    ("hotadd", "I8", disk_left_attached),
+    ("hotadd", "I9", frozen_during_hotadd),
+    ("san", "I9", frozen_during_a_san_session),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "harm"), BREAKS_IN_MODE, ids=[f"{m}-{h.__name__}" for m, _, h in BREAKS_IN_MODE]
+)
+def test_broken_on_purpose_in_a_mode(tmp_path: Path, mode: str, name: str, harm: Break) -> None:
+    run = demo(mode)
+    harm(run)
+    found = state(run, name, tmp_path)
+    assert found.state == BROKEN, found
+
+
+def test_an_announced_failover_is_taken_into_account(tmp_path: Path) -> None:
+    run = demo()
+    task = TASKS[0]
+    run.step(
+        "20a", 1110, 1150, host="proxy-1", task=task, phase="failed", text="does not see the LUN", data={"mode": "san"}
+    )
+    told = {"mode": "san", "to": "nbdssl", "code": "san.not-visible"}
+    run.event("note", 1151, "proxy-1", "17", task, text="failover from san to nbdssl: does not see the LUN", data=told)
+    run.connect("discovery", 1112, "20a", "proxy-1", "san", 3260, "H9", task=task)
+    run.say("discovery", 1120, 300, 300)
+    found = state(run, "I5", tmp_path)
+    assert found.state == HELD, found
+    assert f"{task} Network: 300 bytes on 3260" in found.reason
+
+
+def test_a_failed_read_owes_no_bulk(tmp_path: Path) -> None:
+    run = demo("san")
+    for event in run.events:
+        if event["kind"] == "step" and event["step"] == "20a" and event["task"] == TASKS[1] and event["phase"] == "end":
+            event["phase"] = "failed"
+    san_without_packets(run)
+    assert state(run, "I5", tmp_path).state == HELD
+
+
+def test_an_orphan_reported_by_its_task_is_no_break(tmp_path: Path) -> None:
+    run = demo()
+    snapshot_left(run)
+    run.event("note", 3150, "backup-server", "22", "files-vm", text="a snapshot may stay", data={})
+    assert state(run, "I8", tmp_path).state == HELD
+
+
+@pytest.mark.parametrize("mode", READ)
+def test_all_hold_in_a_healthy_run(tmp_path: Path, mode: str) -> None:
+    report = demo(mode).report(tmp_path)
+    assert report.exit_code == 0, report.problems()
     assert {i.id: i.state for i in report.invariants} == dict.fromkeys(
-        ("I1", "I2", "I3", "I4", "I7", "I8", "I9", "I10"), HELD
+        ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10"), HELD
     )
 
 
@@ -317,7 +501,7 @@ def test_not_applicable_says_why(tmp_path: Path) -> None:
     run.connect("console", 10, "1", "console", "backup-server", 9392, "C1")
     report = run.report(tmp_path)
     by_id = {i.id: i for i in report.invariants}
-    assert {i for i, v in by_id.items() if v.state == NOT_APPLICABLE} == {"I3", "I4", "I7", "I8", "I9"}
+    assert {i for i, v in by_id.items() if v.state == NOT_APPLICABLE} == {"I3", "I4", "I5", "I6", "I7", "I8", "I9"}
     assert by_id["I8"].reason == "no snapshot was requested"
     assert by_id["I4"].reason == "no proxy sent a SYN to 902"
     assert report.exit_code == 0
