@@ -32,6 +32,37 @@ def installed() -> bool:
     return True
 
 
+def image() -> str | None:
+    """A PostgreSQL image that a Docker engine of this machine has; nothing is pulled for a test."""
+    import docker
+
+    try:
+        client = docker.from_env(timeout=5)
+    except docker.errors.DockerException:
+        return None
+    try:
+        tags = [tag for found in client.images.list(name="postgres") for tag in found.tags]
+        return tags[0] if tags else None
+    except docker.errors.DockerException:
+        return None
+    finally:
+        client.close()
+
+
+@contextmanager
+def container(folder: Path, tag: str) -> Iterator[Place]:
+    """PostgreSQL in a container (without TLS: the image has no certificate of ours)."""
+    from testcontainers.community.postgres import PostgresContainer
+
+    from engine.model.connect import place
+
+    password = folder / "password"
+    password.write_text(PASSWORD)
+    with PostgresContainer(tag, username="vadplab", password=PASSWORD, dbname="vadplab", driver=None) as made:
+        address = socket.gethostbyname(made.get_container_host_ip())
+        yield place(f"postgresql://vadplab@{address}:{made.get_exposed_port(5432)}/vadplab", password=password)
+
+
 needs_postgres = pytest.mark.skipif(not installed(), reason="no PostgreSQL server is installed (package postgresql)")
 
 

@@ -23,7 +23,7 @@ from engine.model.database import Database
 from engine.model.migrate import RevisionUnknown
 from engine.model.secrets import SecretBox
 from engine.model.tables import Base
-from tests.engine.model.servers import NAME, Server, needs_postgres, serving
+from tests.engine.model.servers import NAME, Server, container, image, needs_postgres, serving
 from tests.engine.model.test_database import VM, load
 
 
@@ -55,13 +55,32 @@ class Target:
         made.dispose()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgres)])
+@pytest.fixture(scope="module")
+def contained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    tag = image()
+    if tag is None:
+        pytest.skip("no Docker engine that has a PostgreSQL image")
+    with container(tmp_path_factory.mktemp("container"), tag) as where:
+        yield where
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=needs_postgres),
+        pytest.param("container", marks=pytest.mark.docker),
+    ]
+)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
     if request.param == "sqlite":
         yield Target(place(f"sqlite:///{tmp_path}/db.sqlite"), None)
         return
-    found: Server = request.getfixturevalue("server")
-    made = Target(found.place(), Dialer(EventLog(None, host="test", process="test"), found.resolver))
+    events = EventLog(None, host="test", process="test")
+    if request.param == "container":
+        made = Target(request.getfixturevalue("contained"), Dialer(events))
+    else:
+        found: Server = request.getfixturevalue("server")
+        made = Target(found.place(), Dialer(events, found.resolver))
     made.run("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     yield made
 
