@@ -34,7 +34,7 @@ CONTROLLERS = (
 
 
 class Attachments:
-    """What is attached to VMs. `bios`: source VM's name → its BIOS UUID (from which disks have their UUIDs)."""
+    """What is attached to VMs. `bios`: VM's name → its BIOS UUID (from which disks have their UUIDs)."""
 
     def __init__(self, storage: Storage | None, folder: Path | None, inventory: Inventory | None) -> None:
         self._storage = storage
@@ -47,7 +47,15 @@ class Attachments:
         """What is attached to a VM, on all datastores. Raises FabricError."""
         if self._storage is None:
             return []
-        return [each for store in self._datastores for each in await self._storage.attachments(store, vm)]
+        found = [each for store in self._datastores for each in await self._storage.attachments(store, vm)]
+        for each in found:
+            await self.learn(each)
+        return found
+
+    async def learn(self, attachment: Attachment) -> None:
+        """Gets the UUID of the VM that owns the disk: a host's view does not show the VMs of other hosts."""
+        if attachment.vm not in self.bios and self._storage is not None:
+            self.bios[attachment.vm] = await self._storage.uuid(attachment.datastore, attachment.vm)
 
     def uuid(self, attachment: Attachment) -> str:
         """The UUID of the disk, as its own VM shows it."""
@@ -58,6 +66,7 @@ class Attachments:
     async def plug(self, attachment: Attachment) -> bool:
         """Makes the disk appear in the running VM; False when nobody answers there. Raises FabricError."""
         assert self._folder is not None
+        await self.learn(attachment)
         try:
             await self._ask(
                 attachment.by,
@@ -88,7 +97,7 @@ class Attachments:
         try:
             for attachment in await self.of(vm):
                 there += await self.plug(attachment)
-        except (FabricError, KeyError) as exc:
+        except FabricError as exc:
             _log.warning("bus of %s: %s", vm, exc)
         return there
 

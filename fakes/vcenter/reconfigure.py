@@ -130,6 +130,7 @@ class Reconfigure:
                 ) from exc
             raise file_fault(exc, each.path, datastore) from exc
         undo.push_async_callback(_quiet, storage.detach, made)
+        await self._attachments.learn(made)
         if await _runs(world, vm):
             if not await self._attachments.plug(made):
                 _log.warning("%s has no SCSI bus that answers; %s appears when it does", managed.name, made.name)

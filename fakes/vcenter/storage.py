@@ -196,6 +196,10 @@ class Storage:
         found: list[dict[str, Any]] = await self._ask(datastore, "vm.list", {})
         return found
 
+    async def uuid(self, datastore: str, vm: str) -> str:
+        """The BIOS UUID of any VM there."""
+        return str((await self._ask(datastore, "vm.get", {"vm": vm}))["uuid"])
+
     async def create(self, vm: VirtualMachine, folder: str, disks: list[dict[str, Any]], text: str) -> StoredVm:
         """Makes a VM that is off, with its disks and its `.vmx`."""
         files = {f"{folder}/{vm.name}.vmx": text}

@@ -225,6 +225,27 @@ def test_vcsim_dies_while_a_disk_is_being_attached(real: RealSite, monkeypatch: 
     assert len(attached(real)) == len(disks(proxy(real).config)) - 1 == 1
 
 
+def test_the_host_of_the_proxy_shows_the_disk_of_a_vm_of_another_host(real: RealSite, make_site: Any) -> None:
+    from tests.fakes.vcenter.real import real_inventory
+
+    inventory = real_inventory()
+    vms = [vm.model_copy(update={"host": "esxi-2"}) if vm.name == "web" else vm for vm in inventory.vms]
+    file = disks(take(real.vm("web")).config)[0].backing.fileName
+    reconfigure(proxy(real), deviceChange=[adding(file)])
+    host = make_site(
+        fabric=False,
+        fabric_folder=real.fabric,
+        inventory=inventory.model_copy(update={"vms": vms}),
+        view="host",
+        host="esxi-1",
+        username="root",
+    )
+    session = host.connect_as("root")
+    shown = disks(host.vm(session, "proxy-2").config)
+    assert [d.backing.uuid for d in shown] == [d.backing.uuid for d in disks(proxy(real).config)]
+    assert shown[1].backing.fileName == file
+
+
 def test_a_proxy_is_destroyed(real: RealSite) -> None:
     me = proxy(real)
     reconfigure(me, deviceChange=[adding(disks(take(real.vm("web")).config)[0].backing.fileName)])
