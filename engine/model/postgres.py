@@ -105,7 +105,7 @@ class Postgres:
             "gssencmode": "disable",
             "sslmode": "disable" if self.ca is None else "verify-full",
             "tcp_user_timeout": SILENCE_MS,
-            "keepalives_idle": 30,
+            "keepalives": 0,  # no packets while nothing is asked; the pool looks at a connection before each use
             "application_name": "vadplab",
             "options": f"-c statement_timeout={STATEMENT_MS} -c timezone=UTC",
         }

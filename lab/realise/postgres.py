@@ -46,6 +46,7 @@ SETTINGS = {
     "logging_collector": "off",
     "log_destination": "stderr",
     "log_connections": "on",
+    "tcp_user_timeout": "3000",  # ms: a connection that a firewall cut must not outlive the lab in the kernel
 }
 
 
