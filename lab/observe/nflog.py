@@ -198,15 +198,17 @@ class LogReader:
         if self._socket is None:
             return
         asyncio.get_running_loop().remove_reader(self._socket)
-        while self._read():
-            pass
-        self._socket.close()
-        self._socket = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        for queue in self._queues:
-            queue.put_nowait(None)
+        try:
+            while self._read():
+                pass
+        finally:
+            self._socket.close()
+            self._socket = None
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            for queue in self._queues:
+                queue.put_nowait(None)
 
     def _read(self) -> bool:
         """Handles one datagram; False when there is none."""

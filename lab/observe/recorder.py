@@ -13,7 +13,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +69,8 @@ class Sources:
     def journals(self) -> dict[str, Path]:
         """{place in the run folder: file} of the fakes' journals."""
         fakes = self.lab / "fakes"
-        found = sorted([*fakes.glob("*/journal.jsonl"), *fakes.glob("guest-*/freeze.jsonl")])
+        names = ("*/journal.jsonl", "*/soap.jsonl", "guest-*/freeze.jsonl")
+        found = sorted(path for name in names for path in fakes.glob(name))
         return {str(path.relative_to(fakes)): path for path in found}
 
     def every(self) -> list[Path]:
@@ -226,27 +227,34 @@ class Recorder:
         write_json(folder / "run.json", recording.about)
 
     async def _stop(self, recording: Recording) -> None:
-        folder, about = recording.folder, recording.about
+        """Ends every observer, whatever becomes of the others; the capture last. `run.json` is written in any case."""
+        folder, about, problems = recording.folder, recording.about, recording.problems
         ended = mark()
-        try:
+        with _noted(problems, "counters"):
             about["counted_to"] = await self._counters(folder / "counters-after.json")
-        except VadplabError as exc:
-            recording.problems.append(f"counters: {exc}")
-        recording.unsubscribe()
-        await recording.log.stop()
-        _append(folder / "nflog.jsonl", {"lost": recording.log.lost})
-        flows = await recording.tracking.stop()
+        with _noted(problems, "overlays"):
+            recording.unsubscribe()
+        with _noted(problems, "firewall log"):
+            await recording.log.stop()
+        _append(folder / "nflog.jsonl", {"lost": recording.log.lost + _failed(problems, "firewall log")})
+        flows: list[Any] = []
+        with _noted(problems, "connection tracking"):
+            flows = await recording.tracking.stop()
         with (folder / "conntrack.jsonl").open("w") as file:
             for flow in flows:
                 file.write(json.dumps(flow.to_dict(), separators=(",", ":")) + "\n")
-        _append(folder / "conntrack.jsonl", {"lost": recording.tracking.lost})
-        try:
+        lost = recording.tracking.lost + _failed(problems, "connection tracking")
+        _append(folder / "conntrack.jsonl", {"lost": lost})
+        with _noted(problems, "capture"):
             done = await recording.capture.stop()
             about["capture"] |= {"received": done.received, "dropped": done.dropped, "flushed": done.flushed}
-        except CaptureFailed as exc:
-            about["capture"]["error"] = exc.message
-            recording.problems.append(str(exc))
-        await asyncio.to_thread(self._collect, recording)
+        if _failed(problems, "capture"):
+            about["capture"]["error"] = problems[-1]
+            await _quietly(recording.capture.kill)
+        with _noted(problems, "collecting"):
+            await asyncio.to_thread(self._collect, recording)
+        if problems:
+            about["problems"] = problems
         about["ended"] = ended
         write_json(folder / "run.json", about)
 
@@ -278,6 +286,20 @@ class Recorder:
         recording.unsubscribe()
         for stop in (recording.log.stop, recording.tracking.stop, recording.capture.kill):
             await _quietly(stop)
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str], observer: str) -> Iterator[None]:
+    """What one observer can not do becomes a problem of the recording; the others go on."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, VadplabError) as exc:
+        problems.append(f"{observer}: {getattr(exc, 'message', exc)}")
+
+
+def _failed(problems: Sequence[str], observer: str) -> int:
+    """1 when that observer has a problem: whatever it did not record counts as lost."""
+    return int(any(problem.startswith(f"{observer}: ") for problem in problems))
 
 
 def mark() -> dict[str, int]:
