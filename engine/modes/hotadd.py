@@ -79,7 +79,7 @@ class ProxyVm:
         with ProxyLock("vm", self.uuid) as machine:  # one task at a time looks for a free unit
             if not machine.take(ATTACH_DEADLINE):
                 raise HotAddBusy("another task holds the proxy VM for too long", **self.vsphere.where(self.step))
-            self.sweep()
+            self.sweep(path)
             if not lock.try_take():
                 raise HotAddBusy(f"{path}: attached by another task", **self.vsphere.where(self.step))
             try:
@@ -91,8 +91,11 @@ class ProxyVm:
                 lock.release()
                 raise
 
-    def sweep(self) -> list[str]:
+    def sweep(self, wanted: str | None = None) -> list[str]:
         """Detaches disks that crashed runs left; returns their datastore paths.
+
+        These are nonpersistent disks of other VMs' folders, and the disk `wanted` in whatever mode (a restore attaches disks
+        persistently), unless a task that is running holds them.
 
         Raises:
             HotAddLeft: one of them cannot be detached.
@@ -101,7 +104,9 @@ class ProxyVm:
         swept = []
         for device in self._disks():
             path = str(getattr(device.backing, "fileName", "") or "")
-            if str(getattr(device.backing, "diskMode", "")) != NONPERSISTENT or _folder(path) in (None, own):
+            foreign = _folder(path) not in (None, own)
+            left = str(getattr(device.backing, "diskMode", "")) == NONPERSISTENT
+            if not foreign or not (left or (wanted is not None and same_path(path, wanted))):
                 continue
             with self._lock_of(path) as lock:
                 if not lock.try_take():

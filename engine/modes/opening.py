@@ -77,9 +77,6 @@ class Steps:
         return {SAN: self.san, HOTADD: self.hotadd}.get(mode, self.network)
 
 
-RESTORE_STEPS = Steps(choose="v3", login="v4", connect="v5", hotadd="v6", network="v7")
-
-
 @dataclass(frozen=True, slots=True)
 class Opened:
     """An open disk (`source` or `writer`), the mode, the host's name, the configuration file's text, and failovers on the way."""

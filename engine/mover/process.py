@@ -18,6 +18,7 @@ from engine.config import EngineConfig, load
 from engine.mover import protocol
 from engine.mover.errors import NoFreePort, WrongToken
 from engine.mover.task import MoverTask
+from engine.mover.telling import TellingEvents, told
 from engine.processes import ready, until_signal
 from engine.rpc.server import Call, ListenFailed, Peer, Server, UnknownMethod
 
@@ -35,7 +36,9 @@ class Mover:
         self.done = asyncio.Event()
         self._greeted = asyncio.Event()
         self._identity = config.make_identity()
-        self._events = config.event_log("data-mover", session=session, task=task)
+        if config.events is not None:
+            config.events.parent.mkdir(parents=True, exist_ok=True)
+        self._events = TellingEvents(config.events, host=config.name, process="data-mover", session=session, task=task)
         self._task = MoverTask(config, self._identity, self._events, role)
         self._server = Server(self._identity, self._handle, on_disconnect=self._left)
         self._manager: Peer | None = None
@@ -104,9 +107,11 @@ class Mover:
                 await task.data_connect(protocol.parse(protocol.DataConnect, call.method, params))
                 return {}
             case "source.open":
-                return await task.source_open(protocol.parse(protocol.SourceOpen, call.method, params))
+                opening = task.source_open(protocol.parse(protocol.SourceOpen, call.method, params))
+                return await told(self._events, call.progress, opening)
             case "source.read":
-                return await task.source_read(protocol.parse(protocol.SourceRead, call.method, params), call.progress)
+                read = task.source_read(protocol.parse(protocol.SourceRead, call.method, params), call.progress)
+                return await told(self._events, call.progress, read)
             case "writer.open":
                 return await task.writer_open(protocol.parse(protocol.WriterOpen, call.method, params))
             case "writer.write":

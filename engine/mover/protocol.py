@@ -8,16 +8,16 @@ rules           throttle, compression, cluster_bits, workers,   {}              
 data.listen     -                                               {port, token}                   step 7, this side listens
 data.connect    host, port, token, name, step                   {}                              step 7, this side connects
 source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
-                disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins
+                disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins; progress {step, phase, text}
 source.read     ranges, incremental, compare                    {total, read, zero, data, same, sent, blocks, root}   20, 21;
-                                                                progress {read, total, sent, rate}
+                                                                progress {read, total, sent, rate}, {step, phase, text}
 target.open     folder, file, size, parent                      {}                              step 21, receiving side
 target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
 restore.open    folder, disk                                    {port, token, size}             step r3
 restore.wait    -                                               {blocks, sent} once the console has the whole disk
-writer.open     mode or modes, failover, vcenter, vm, disk      {capacity, mode, host, failed_over}     on the proxy: a restored
-                                                                VM's new disk is opened for writing
+writer.open     mode or modes, failover, vcenter, vm, disk,     {capacity, mode, host, failed_over}     on the proxy: a restored
+                steps                                           VM's new disk is opened for writing
 writer.write    -                                               {written, blocks, received}; progress {written, passed, total}
 abort           -                                               {}; what was begun is given up and removed
 
@@ -189,8 +189,20 @@ class SourceRead(_Params):
         return found
 
 
+class WriterSteps(_Params):
+    """Ids of the steps of a restore into a VM, as its caller numbers them."""
+
+    choose: str = "v3"
+    login: str = "v4"
+    connect: str = "v5"
+    hotadd: str = "v6"
+    network: str = "v7"
+
+
 class WriterOpen(_Modes):
-    """The disk of a restored VM that is to be written: new, so it reads as zeros."""
+    """The disk of a restored VM that is to be written: new, so it reads as zeros. `steps`: ids for events and errors."""
+
+    steps: WriterSteps = WriterSteps()
 
     def request(self) -> Request:
         """For `engine.modes.opening`."""

@@ -10,7 +10,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.dialer import Dialer
 from engine.errors import VadplabError
-from engine.modes.opening import RESTORE_STEPS, Opened, Opening
+from engine.modes.opening import Opened, Opening, Steps
 from engine.mover import protocol
 from engine.mover.background import background
 from engine.mover.datalink import DataLink
@@ -24,7 +24,10 @@ class WriterSide:
 
     def __init__(self, config: EngineConfig, dialer: Dialer, stop: threading.Event) -> None:
         self._events = dialer.events
-        self._opening = Opening(config, dialer, stop, steps=RESTORE_STEPS)
+        self._config = config
+        self._dialer = dialer
+        self._stop = stop
+        self._steps = Steps()
         self._lock = threading.Lock()
         self._begun = False
         self._idle = threading.Event()
@@ -40,10 +43,11 @@ class WriterSide:
         self._begun = True
         self._idle.clear()
         request = params.request()
+        steps = self._steps = Steps(**params.steps.model_dump())
 
         def work() -> Opened:
             try:
-                return self._keep(self._opening.writer(request))
+                return self._keep(Opening(self._config, self._dialer, self._stop, steps=steps).writer(request))
             finally:
                 self._idle.set()
 
@@ -60,7 +64,7 @@ class WriterSide:
         opened = self._opened
         if opened is None or self._pipeline is not None:
             raise NotReady("writer.write before writer.open, or a second time")
-        step = RESTORE_STEPS.of(opened.mode)
+        step = self._steps.of(opened.mode)
         pipeline = self._pipeline = WritePipeline(opened.disk, link, step=step, workers=workers)
         work = background(pipeline.run)
         try:
@@ -98,4 +102,4 @@ class WriterSide:
                 self._opened = opened
                 return opened
         opened.disk.close()
-        raise Stopped("the task was stopped", step=RESTORE_STEPS.of(opened.mode))
+        raise Stopped("the task was stopped", step=self._steps.of(opened.mode))

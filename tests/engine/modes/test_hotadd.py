@@ -67,6 +67,13 @@ def test_what_a_crash_left_is_detached_first(vcenter: MemoryVCenter) -> None:
     assert vcenter.calls == ["remove [datastore1] web/web.vmdk", f"add {PATH}", f"remove {PATH}"]
 
 
+def test_a_disk_that_a_crashed_restore_left_is_attached_anew(vcenter: MemoryVCenter) -> None:
+    vcenter.disks.append(vcenter.disk(PATH, "independent_persistent", 1, "c" * 32))
+    with vcenter.open():
+        pass
+    assert vcenter.calls == [f"remove {PATH}", f"add {PATH}", f"remove {PATH}"]
+
+
 def test_what_another_task_holds_is_left_alone(vcenter: MemoryVCenter) -> None:
     other = "[datastore1] web/web_1-000001.vmdk"
     vcenter.disks.append(vcenter.disk(other, "independent_nonpersistent", 1, "c" * 32))
