@@ -14,8 +14,8 @@ from engine.errors import VadplabError
 from engine.guest.channel import GuestChannel, Scripts
 from engine.guest.errors import GuestAddressUnknown, GuestCredentialsMissing, GuestNotSupported
 from engine.manager.peers import Peers
-from engine.manager.report import Reporter
 from engine.manager.tasks import VmRun
+from engine.report import Reporter
 from engine.vsphere import VmInfo
 
 MARGIN = 2.0

@@ -7,12 +7,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from engine import leftovers
 from engine.config import EngineConfig
 from engine.dialer import Dialer
 from engine.events import EventLog
 from engine.guest.channel import GuestChannel, Scripts
 from engine.guest.ssh import Account, SshChannel
+from engine.manager import tracking
 from engine.manager.peers import Progress
+from engine.manager.tracking import Extent, Tracking
 from engine.processes import READY_DEADLINE, in_thread
 from engine.rpc.client import CALL_DEADLINE, Client
 from engine.rpc.frames import WireClosed
@@ -22,6 +25,11 @@ from engine.vsphere import Snapshot, VmInfo, VSphere
 STORE_DEADLINE = 600.0
 VSPHERE_DEADLINE = 120.0
 MARGIN = 30.0
+ALIVE = 60.0
+"""Seconds without a sign of life in a call that the repository works on for long."""
+QUERY_DEADLINE = 600.0
+QUEUE_IDLE: float | None = None
+"""Seconds without a sign of life while the run waits for resources."""
 
 
 class ServiceLink:
@@ -48,9 +56,20 @@ class ServiceLink:
         found: dict[str, Any] = await self._client.call("manager.job", session=self._session)
         return found
 
-    async def acquire(self, tasks: list[dict[str, str]]) -> dict[str, Any]:
+    async def acquire(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        return await self._resources("resources.acquire", tasks=tasks)
+
+    async def reassign(self, tasks: list[dict[str, Any]], lost: list[str]) -> dict[str, Any]:
+        return await self._resources("resources.reassign", tasks=tasks, lost=lost)
+
+    async def _resources(self, method: str, **params: Any) -> dict[str, Any]:
+        """Waits as long as it takes, while the service says that the run is still queued."""
+
+        def queued(_: dict[str, Any]) -> None:
+            self.progress({"kind": "note", "step": "4", "text": "still queued: all suitable resources are busy"})
+
         found: dict[str, Any] = await self._client.call(
-            "resources.acquire", deadline=None, session=self._session, tasks=tasks
+            method, deadline=None, idle=QUEUE_IDLE, on_progress=queued, session=self._session, **params
         )
         return found
 
@@ -98,7 +117,8 @@ class ServiceLink:
 class TransportLink:
     """A Transport Service."""
 
-    def __init__(self, client: Client, session: str) -> None:
+    def __init__(self, client: Client, session: str, facts: dict[str, Any]) -> None:
+        self.facts = facts
         self._client = client
         self._session = session
 
@@ -111,16 +131,33 @@ class TransportLink:
     async def stop_mover(self, task: str) -> None:
         await self._client.call("mover.stop", session=self._session, task=task)
 
-    async def begin_point(self, job: str, vm: str, point: str) -> str:
-        found = await self._client.call(
-            "point.begin", deadline=STORE_DEADLINE, step="21", job=job, vm=vm, point=point, session=self._session
+    async def newest_point(self, job: str, vm: str, capacity: int) -> dict[str, Any]:
+        return await self._store("points.newest", step="5a", job=job, vm=vm, capacity=capacity)
+
+    async def begin_point(self, job: str, vm: str, point: str, *, parent: str | None, data: int, capacity: int) -> str:
+        found = await self._store(
+            "point.begin",
+            step="21",
+            job=job,
+            vm=vm,
+            point=point,
+            session=self._session,
+            kind="full" if parent is None else "incremental",
+            parent=parent,
+            data=data,
+            capacity=capacity,
         )
         return str(found["folder"])
 
     async def commit_point(self, job: str, vm: str, point: str, manifest: dict[str, Any]) -> None:
-        await self._client.call(
-            "point.commit", deadline=STORE_DEADLINE, step="21", job=job, vm=vm, point=point, manifest=manifest
-        )
+        await self._store("point.commit", step="21", job=job, vm=vm, point=point, manifest=manifest)
+
+    async def retain(self, job: str, vm: str, policy: dict[str, int]) -> dict[str, Any]:
+        return await self._store("points.prune", step=None, job=job, vm=vm, **policy)
+
+    async def _store(self, method: str, *, step: str | None, **params: Any) -> dict[str, Any]:
+        found: dict[str, Any] = await self._client.call(method, deadline=None, idle=ALIVE, step=step, **params)
+        return found
 
     async def abort_point(self, job: str, vm: str, point: str) -> None:
         await self._client.call("point.abort", step="21", job=job, vm=vm, point=point)
@@ -164,6 +201,34 @@ class VSphereLink:
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
         return await in_thread(
             lambda: self._session.vms(step=step, names=names), deadline=VSPHERE_DEADLINE, what="inventory"
+        )
+
+    async def ensure_tracking(self, vm: VmInfo) -> Tracking:
+        return await in_thread(
+            lambda: tracking.ensure(self._session, vm.moref, step="8"),
+            deadline=VSPHERE_DEADLINE,
+            what="change tracking",
+        )
+
+    async def change_ids(self, snapshot: Snapshot) -> dict[int, str]:
+        return await in_thread(
+            lambda: tracking.change_ids(self._session, snapshot.moref, step="15"),
+            deadline=VSPHERE_DEADLINE,
+            what="change IDs",
+        )
+
+    async def changed_areas(self, snapshot: Snapshot, key: int, since: str, capacity: int) -> list[Extent]:
+        return await in_thread(
+            lambda: tracking.changed_areas(self._session, snapshot.vm, snapshot.moref, key, since, capacity, step="15"),
+            deadline=QUERY_DEADLINE,
+            what="changed areas",
+        )
+
+    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+        return await in_thread(
+            lambda: leftovers.detach(self._session, proxy_uuid, paths, step="22"),
+            deadline=VSPHERE_DEADLINE,
+            what="detach",
         )
 
     async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
@@ -211,8 +276,12 @@ class RealPeers:
 
     async def transport(self, server: dict[str, Any], *, step: str) -> TransportLink:
         client = await self._client(server, server["port"], step=step, task=None)
-        await client.call("hello", step=step)
-        return TransportLink(client, self._session)
+        try:
+            facts: dict[str, Any] = await client.call("hello", step=step)
+        except BaseException:
+            await client.close()
+            raise
+        return TransportLink(client, self._session, facts)
 
     async def mover(self, server: dict[str, Any], port: int, token: str, *, step: str, task: str) -> MoverLink:
         client = await self._client(server, port, step=step, task=task)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from engine.guest.channel import GuestChannel, Scripts
+from engine.manager.tracking import Extent, Tracking
 from engine.vsphere import Snapshot, VmInfo
 
 Progress = Callable[[dict[str, Any]], None]
@@ -22,8 +23,18 @@ class Service(Protocol):
     async def job(self) -> dict[str, Any]:
         """The job, its vCenter, servers, VMs and guests (`Database.job_inputs`)."""
 
-    async def acquire(self, tasks: list[dict[str, str]]) -> dict[str, Any]:
-        """`{assignments: [{task, proxy, repository}], slots: {resource: n}}`; waits while all resources are busy."""
+    async def acquire(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """`{assignments: [{task, proxy, repository}], slots: {resource: n}}`; waits while all resources are busy.
+
+        A task is `{id, vm, mode, failover}`.
+        """
+
+    async def reassign(self, tasks: list[dict[str, Any]], lost: list[str]) -> dict[str, Any]:
+        """`{assignments: [{task, proxy}], slots: {proxy: n}}` for tasks whose proxy is one of `lost`; slots that are new.
+
+        Raises:
+            NoResource: no other proxy could serve them.
+        """
 
     async def release(self) -> None:
         """Gives every slot of this run back."""
@@ -39,7 +50,9 @@ class Service(Protocol):
 
 
 class Transport(Protocol):
-    """A Transport Service."""
+    """A Transport Service. `facts`: what its `hello` answered (`engine.transport.service`)."""
+
+    facts: dict[str, Any]
 
     async def start_mover(self, task: str, role: str) -> tuple[int, str]:
         """Starts a Data Mover; gives its port and the token for its control connection."""
@@ -47,14 +60,31 @@ class Transport(Protocol):
     async def stop_mover(self, task: str) -> None:
         """Ends the movers of a task."""
 
-    async def begin_point(self, job: str, vm: str, point: str) -> str:
-        """Begins a restore point; gives its folder on the repository."""
+    async def newest_point(self, job: str, vm: str, capacity: int) -> dict[str, Any]:
+        """`{point: summary | None, problem: text | None, need, need_incremental, free}`: what a new point could stand on.
+
+        `need…`: bytes that a full, an incremental of disks of `capacity` bytes need at least, as far as the repository knows.
+        """
+
+    async def begin_point(self, job: str, vm: str, point: str, *, parent: str | None, data: int, capacity: int) -> str:
+        """Begins a restore point; gives its folder on the repository.
+
+        Args:
+            parent: the point that it is incremental to; its chain is locked. data, capacity: bytes that will be read, and of all
+            disks: space for them is kept free.
+
+        Raises:
+            `store.parent`, `store.locked`: the chain cannot be used. `store.full`.
+        """
 
     async def commit_point(self, job: str, vm: str, point: str, manifest: dict[str, Any]) -> None:
         """Verifies the point and makes it visible."""
 
     async def abort_point(self, job: str, vm: str, point: str) -> None:
         """Removes a point in the making."""
+
+    async def retain(self, job: str, vm: str, policy: dict[str, int]) -> dict[str, Any]:
+        """Applies retention to a VM's points; gives `{merges, removals}`."""
 
     async def close(self) -> None:
         """Ends the connection; never raises."""
@@ -86,6 +116,18 @@ class VSphere(Protocol):
 
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
         """The VMs of those names that exist."""
+
+    async def ensure_tracking(self, vm: VmInfo) -> Tracking:
+        """Step 8: changed block tracking is on for the VM from the next snapshot on, where that is possible."""
+
+    async def change_ids(self, snapshot: Snapshot) -> dict[int, str]:
+        """Step 15: device key → change ID of each disk that is tracked."""
+
+    async def changed_areas(self, snapshot: Snapshot, key: int, since: str, capacity: int) -> list[Extent]:
+        """Step 15: areas of a disk that changed from `since` (`*`: all that are allocated) to the snapshot."""
+
+    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+        """Before step 22: detaches disks that a dead mover left attached to the proxy's VM; gives those that were."""
 
     async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
         """Step 15."""

@@ -4,25 +4,53 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from engine import snapshots
 from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.guest.channel import Scripts
-from engine.manager import snapshot
 from engine.manager.guest import GuestRun
 from engine.manager.peers import Mover, Peers, Transport, VSphere
-from engine.manager.report import Reporter
 from engine.manager.tasks import DiskTask, VmRun
 from engine.manager.waiting import quietly
+from engine.report import Reporter
+
+REASSIGN_DEADLINE = 120.0
+
+
+class NoSpace(VadplabError):
+    """The repository has not enough space for a new restore point."""
+
+    code = "job.no-space"
+    symptom = "no space left"
+    advice = "Free space on the repository, or let retention keep fewer restore points; nothing was begun."
+
+
+class ProxyLost(VadplabError):
+    """A proxy was lost, and another one has taken over its task."""
+
+    code = "job.proxy-lost"
+    symptom = "proxy lost"
+    advice = "Look at the proxy and its log; the data of its attempt was thrown away."
+
+
+def as_error(exc: Exception) -> VadplabError:
+    """An exception as an error of the catalogue; what is not one already is a fault of this program, told with its trace."""
+    if isinstance(exc, VadplabError):
+        return exc
+    traceback.print_exception(exc, file=sys.stderr)
+    return VadplabError(f"{type(exc).__name__} in the Backup Manager")
 
 
 class Run:
     """One run of one job: everything but the steps. `commit_pauses`: seconds between attempts of step 22."""
 
     def __init__(
-        self, session: str, peers: Peers, events: EventLog, *, commit_pauses: Sequence[float] = snapshot.PAUSES
+        self, session: str, peers: Peers, events: EventLog, *, commit_pauses: Sequence[float] = snapshots.PAUSES
     ) -> None:
         self.session = session
         self.peers = peers
@@ -37,8 +65,10 @@ class Run:
         self.vsphere: VSphere | None = None
         self.ports: dict[tuple[str, str], tuple[int, str]] = {}
         """(task id, role) → port and token of a started mover."""
+        self.pending: dict[str, dict[str, Any]] = {}
+        """What must be put right should this process die now: `{vm: {guest, snapshot, attached}}`."""
         self._transports: dict[str, asyncio.Task[Transport]] = {}
-        self._pending: dict[str, dict[str, Any]] = {}
+        self._chains: dict[str, asyncio.Lock] = {}
 
     @property
     def all_tasks(self) -> list[DiskTask]:
@@ -58,11 +88,12 @@ class Run:
         async def one(task: DiskTask) -> None:
             try:
                 await action(task)
-            except VadplabError as exc:
-                task.error = exc
-                exc.step = exc.step or step
-                by_name[task.vm].fail(exc)
-                errors.append(exc)
+            except Exception as exc:
+                error = as_error(exc)
+                task.error = error
+                error.step = error.step or step
+                by_name[task.vm].fail(error)
+                errors.append(error)
 
         async def all_of_them() -> None:
             await asyncio.gather(*(one(t) for t in started if not by_name[t.vm].failed))
@@ -100,9 +131,9 @@ class Run:
     async def end_movers(self, ended: Sequence[DiskTask]) -> None:
         """Closes control connections, which ends the movers, and lets the Transport Services reap them; never raises."""
         for task in ended:
-            for mover in task.movers:
+            movers, task.source, task.target = task.movers, None, None
+            for mover in movers:
                 await quietly(mover.close())
-            task.source = task.target = None
             for server, role in ((task.proxy, "source"), (task.repository, "target")):
                 transport = self._opened(server)
                 if self.ports.pop((task.id, role), None) is not None and transport is not None:
@@ -158,9 +189,54 @@ class Run:
 
     async def remember(self, run: VmRun, **pending: Any) -> None:
         """Stores with the Backup Service what must be put right for this VM should this process die; false values: nothing."""
-        self._pending.setdefault(run.name, {}).update(pending)
-        entries = {vm: {k: v for k, v in e.items() if v} for vm, e in self._pending.items()}
-        await self.peers.service.pending({vm: e for vm, e in entries.items() if e})
+        entry = {k: v for k, v in (self.pending.get(run.name, {}) | pending).items() if v}
+        self.pending.pop(run.name, None)
+        if entry:
+            self.pending[run.name] = entry
+        await self.peers.service.pending(dict(self.pending))
+
+    def run_of(self, task: DiskTask) -> VmRun:
+        """The VM that a task belongs to."""
+        return next(r for r in self.runs if r.name == task.vm)
+
+    @property
+    def failover(self) -> bool:
+        """Whether a task may be read in a lesser mode than the best."""
+        return bool(self.job.get("failover", True))
+
+    async def look_at_chain(self, task: DiskTask, transport: Transport) -> None:
+        """Once a VM: asks the repository what a new point could stand on, and whether there is room. Raises NoSpace."""
+        run = self.run_of(task)
+        async with self._chains.setdefault(run.name, asyncio.Lock()):
+            if run.newest is None:
+                run.newest = await transport.newest_point(self.job["name"], run.name, run.capacity)
+        full = bool(self.job.get("full")) or run.newest["point"] is None
+        need, free = int(run.newest["need" if full else "need_incremental"]), int(run.newest["free"])
+        if need > free:
+            raise NoSpace(
+                f"{run.name}: {task.repository} has {free >> 20} MiB free, a new restore point needs about {need >> 20} MiB",
+                step="5a",
+                host=task.repository,
+            )
+
+    async def another_proxy(self, task: DiskTask, error: VadplabError, *, step: str) -> str | None:
+        """Another proxy for a task whose own is lost, once; None when there is none. It needs slots there, and new movers."""
+        if task.lost:
+            return None
+        wanted = {"id": task.id, "vm": task.vm, "mode": self.job["mode"], "failover": self.failover}
+        try:
+            found = await asyncio.wait_for(self.peers.service.reassign([wanted], [task.proxy]), REASSIGN_DEADLINE)
+        except (VadplabError, TimeoutError) as exc:
+            why = exc.message if isinstance(exc, VadplabError) else "all others are busy"
+            self.report.note(f"{task.id}: no other proxy takes it over: {why}", step=step, task=task.id)
+            return None
+        task.lost.append({"proxy": task.proxy, "error": error.to_dict()})
+        new = str(found["assignments"][0]["proxy"])
+        for name, count in found["slots"].items():
+            self.slots.setdefault(name, asyncio.Semaphore(count))
+        text = f"{task.id}: {task.proxy} was lost ({error.message}); {new} reads it instead"
+        self.warn(self.run_of(task), ProxyLost(text, step=step, host=task.proxy))
+        return new
 
     def warn(self, run: VmRun, error: VadplabError) -> None:
         """Something that does not fail the VM."""
@@ -169,6 +245,10 @@ class Run:
 
     async def _open_transport(self, server: str, step: str) -> Transport:
         return await self.peers.transport(self.servers[server], step=step)
+
+    def opened_transports(self) -> dict[str, Transport]:
+        """Those that are connected, by server."""
+        return {name: opened for name in self._transports if (opened := self._opened(name)) is not None}
 
     def _opened(self, server: str) -> Transport | None:
         opening = self._transports.get(server)

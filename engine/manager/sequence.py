@@ -1,43 +1,48 @@
 # SPDX-License-Identifier: MIT
-"""The sequence of a backup job, steps 2 to 22, in the order and under the numbers of `docs/sequence.md`.
+"""The sequence of a backup job, steps 1 to 22, in the order and under the numbers of `docs/sequence.md`.
 
+    (Backup Service)              1           `engine.service.jobs.Jobs.launch`: it starts this process
     run                           2  3  4     once a job
-      start_tasks                 5a 5b 6  7  for all tasks (again for a disk that appears at step 8)
+      start_tasks                 5a 5b 6  7  for all tasks (again for a disk that appears at step 8, or whose proxy is lost)
                                   8           once a job
-      back_up                     12 13 15 16 per VM, one after the other, guests first
-        read_disks                17-21       per task, at the same time, as far as slots allow
+      back_up                     9 to 16     per VM, one after the other, guests first
+        read_disks                17 to 21    per task, at the same time, as far as slots allow
                                   22          per VM, whatever happened to it after 15 was asked for
+    retain                                    per VM with a new restore point
 
-Rules that hold everywhere: a task that fails fails its VM; a VM that fails does not stop the others; a guest that may be frozen is
-thawed, and a snapshot that may exist is committed, on every way out, also when the job is stopped. Steps 18-21 are performed
-by the Data Movers, which write their events. Steps 9-11 and 14 are for Windows guests and Tools quiescence.
+Rules that hold everywhere: a task that fails fails its VM, but one whose proxy is lost is tried once on another; a VM that fails
+does not stop the others; a guest that may be frozen is thawed, and a snapshot that may exist is committed, on every way out,
+also when the job is stopped. Steps 18 to 21 are performed by the Data Movers, which write their events.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-import traceback
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from engine.errors import VadplabError
+from engine import snapshots
+from engine.errors import ConnectError, VadplabError
 from engine.guest.channel import Scripts
-from engine.manager import snapshot, tasks
+from engine.manager import reading, results, tasks
 from engine.manager.guest import GuestRun
+from engine.manager.mover_steps import MoverSteps
 from engine.manager.peers import Transport
-from engine.manager.report import document, manifest, new_point_id
-from engine.manager.run import Run
+from engine.manager.run import Run, as_error
 from engine.manager.tasks import DiskTask, VmRun
 from engine.manager.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
+from engine.report import what_is_left
+from engine.rpc.client import CallTimedOut
+from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 
 STORE_DEADLINE = 600.0
-OPEN_DEADLINE = 60.0
+OPEN_DEADLINE = 900.0
+"""Seconds for steps 18 to 20 up to the open disk: a host without room is asked again, a disk is attached, modes fail over."""
 IDLE = 60.0
-MOVER_STEPS = ("18", "19", "20c", "21")
-"""Performed by the Data Movers."""
+"""Seconds without a sign of life of a Data Mover."""
+CHAIN_UNUSABLE = ("store.parent", "store.locked")
+"""Why the repository refuses an incremental: then a full is made."""
 
 
 class JobStopped(VadplabError):
@@ -45,7 +50,7 @@ class JobStopped(VadplabError):
 
     code = "job.stopped"
     symptom = "stopped"
-    advice = "Run the job again; nothing of this run is left behind."
+    advice = "Run the job again."
 
 
 class DiskAppeared(VadplabError):
@@ -64,6 +69,30 @@ class DiskGone(VadplabError):
     advice = "Run `infra rescan`; if the disk should be there, look at the VM in vCenter."
 
 
+class ModeFailover(VadplabError):
+    """A disk was read in another transport mode than the best that its proxy is set up for."""
+
+    code = "job.mode-failover"
+    symptom = "failover"
+    advice = "Put the better mode in order; until then the disk is read more slowly. See the reason."
+
+
+class ModeNotPossible(VadplabError):
+    """The proxy of a task cannot use the transport mode that the job asks for."""
+
+    code = "job.mode-not-possible"
+    symptom = "mode not possible"
+    advice = "Choose another mode, or a proxy that can use this one."
+
+
+class RetentionFailed(VadplabError):
+    """Old restore points could not be merged or removed after the run."""
+
+    code = "job.retention"
+    symptom = "retention failed"
+    advice = "All restore points stay as they were; the next run tries again. See the reason."
+
+
 class BackupSequence(Run):
     """One run of one job: the steps. `run` gives its result document; cancelling it stops the job and still cleans up."""
 
@@ -78,16 +107,17 @@ class BackupSequence(Run):
             new = await self.step_8_gather_metadata()
             await self.start_tasks(new)
             await self.back_up_all()  # 9 to 22
-        except VadplabError as exc:
-            error = exc
+            await self.retain()
         except asyncio.CancelledError:
             error = JobStopped(f"job {self.job.get('name', '')} was stopped")
         except Exception as exc:
-            traceback.print_exc(file=sys.stderr)
-            error = VadplabError(f"{type(exc).__name__} in the Backup Manager")
+            error = as_error(exc)
         with contextlib.suppress(asyncio.CancelledError):  # stopped when all is done: there is only this left to do
             await to_the_end(self.leave())
-        return document(self.session, str(self.job.get("name", "")), self.runs, self.report.started, error)
+        for one in (error, *(r.error for r in self.runs)):
+            if isinstance(one, JobStopped):
+                one.next = f"{JobStopped.advice} {what_is_left(self.pending)}"
+        return results.document(self.session, str(self.job.get("name", "")), self.runs, self.report.started, error)
 
     # 1  initialisation
 
@@ -115,7 +145,9 @@ class BackupSequence(Run):
 
     async def step_4_ask_for_resources(self) -> None:
         with self.report.step("4") as result:
-            wanted = [{"id": t.id, "vm": t.vm, "mode": self.job["mode"]} for t in self.all_tasks]
+            wanted = [
+                {"id": t.id, "vm": t.vm, "mode": self.job["mode"], "failover": self.failover} for t in self.all_tasks
+            ]
             plan = await self.peers.service.acquire(wanted)
             tasks.assign(self.all_tasks, plan["assignments"])
             self.slots = {name: asyncio.Semaphore(n) for name, n in plan["slots"].items()}
@@ -130,15 +162,27 @@ class BackupSequence(Run):
             await self.step_7_movers_connect_to_each_other(started)
 
     async def step_5a_start_movers_on_repository(self, started: list[DiskTask]) -> None:
+        """Also asks the repository for the newest restore points and its free space, before any data flows."""
+
         async def start(task: DiskTask) -> None:
             transport = await self.transport(task.repository, "5a")
+            await self.look_at_chain(task, transport)
             self.ports[task.id, "target"] = await transport.start_mover(task.id, "target")
 
         await self.for_tasks("5a", started, start)
 
     async def step_5b_start_movers_on_proxy(self, started: list[DiskTask]) -> None:
+        """A proxy whose Transport Service is not reached is lost: another one is asked for its tasks."""
+
         async def start(task: DiskTask) -> None:
-            transport = await self.transport(task.proxy, "5b")
+            try:
+                transport = await self.transport(task.proxy, "5b")
+            except ConnectError as exc:
+                other = await self.another_proxy(task, exc, step="5b")
+                if other is None:
+                    raise
+                task.proxy = other
+                transport = await self.transport(task.proxy, "5b")
             self.ports[task.id, "source"] = await transport.start_mover(task.id, "source")
 
         await self.for_tasks("5b", started, start)
@@ -197,12 +241,30 @@ class BackupSequence(Run):
                     run.fail(tasks.VmMissing(f"VM {run.name} has no disks", step="8"))
                 added += new
             self.raise_if_nothing_is_left()
+            if self.job.get("cbt", True):
+                for run in [r for r in alive if not r.failed]:
+                    await self.switch_tracking_on(run)
         return added
+
+    async def switch_tracking_on(self, run: VmRun) -> None:
+        """Part of step 8: changed block tracking, from this run's snapshot on. Without it disks are compared or read whole."""
+        assert self.vsphere is not None and run.info is not None
+        if run.info.uuid and run.info.uuid.lower() in self.proxy_vms():
+            run.tracking_off = "the VM is a HotAdd proxy"
+            return
+        try:
+            found = await self.vsphere.ensure_tracking(run.info)
+        except VadplabError as exc:
+            run.tracking_off = f"change tracking could not be switched on: {exc.message}"
+        else:
+            run.tracking_off = "" if found.on else found.reason
+            if found.switched:
+                self.report.note(f"{run.name}: change tracking is switched on", step="8", vm=run.name)
+        if run.tracking_off:
+            self.report.note(f"{run.name}: {run.tracking_off}", step="8", vm=run.name)
 
     async def back_up_all(self) -> None:
         """Every VM: its guest and snapshot one after the other (guests first), its disks beside those of earlier VMs."""
-        for step in ("9", "10", "11"):
-            self.report.skipped(step, "no Windows guest is processed in this job")
         guests = {r.name: self.guest(r) for r in self.runs if r.info is not None and not r.failed}
         order = [r for r in self.runs if r.name in guests and not r.failed]
         order.sort(key=lambda r: not guests[r.name].wanted)
@@ -221,22 +283,25 @@ class BackupSequence(Run):
             await asyncio.gather(*running, return_exceptions=True)
 
     async def back_up(self, run: VmRun, guest: GuestRun, held: DiskTask, released: asyncio.Event) -> None:
-        """Steps 12 to 22 of one VM. `released` is set when the next VM may begin; `held` is the task that has slots already."""
+        """Steps 9 to 22 of one VM. `released` is set when the next VM may begin; `held` is the task that has slots already."""
         turns = {held.id}
         try:
             try:
+                self.step_9_windows_guest_address(run)
+                self.step_10_connect_to_windows_guest(run)
+                self.step_11_windows_guest_over_vix(run)
                 address = await self.step_12_guest_address(run, guest)
                 if address is not None:
                     await self.step_13_scripts_over_ssh(run, guest, address)
-                self.report.skipped("14", "VMware Tools quiescence is not asked for", task=run.name)
+                self.step_14_tools_quiescence(run)
                 await self.step_15_request_snapshot(run)
             finally:
                 await to_the_end(self.step_16_release_guest(run, guest))
             released.set()
             await guest.thawed()
             await self.read_disks(run, turns)  # 17 to 21, and the restore point becomes visible
-        except VadplabError as exc:
-            run.fail(exc)
+        except Exception as exc:
+            run.fail(as_error(exc))
         except asyncio.CancelledError:
             run.fail(JobStopped(f"{run.name}: the job was stopped"))
             raise
@@ -247,11 +312,22 @@ class BackupSequence(Run):
             released.set()
 
     async def leave_vm(self, run: VmRun) -> None:
-        """Whatever became of the VM: its movers end, its snapshot is committed."""
+        """Whatever became of the VM: its movers end, disks are detached from proxies, its snapshot is committed."""
         await self.end_movers(run.tasks)
+        await self.detach_left(run)
         await self.step_22_commit_snapshot(run)
 
-    # 2  guest processing
+    # 2  guest processing: Windows guests (9 to 11) and Tools quiescence (14) are for a later version
+
+    def step_9_windows_guest_address(self, run: VmRun) -> None:
+        self.report.skipped("9", "no Windows guest is processed in this job", task=run.name)
+
+    def step_10_connect_to_windows_guest(self, run: VmRun) -> None:
+        self.report.skipped("10", "no Windows guest is processed in this job", task=run.name)
+
+    def step_11_windows_guest_over_vix(self, run: VmRun) -> None:
+        """Never for a Linux guest: no failover from SSH to guest operations."""
+        self.report.skipped("11", "no Windows guest is processed in this job", task=run.name)
 
     async def step_12_guest_address(self, run: VmRun, guest: GuestRun) -> str | None:
         if not guest.wanted:
@@ -278,6 +354,9 @@ class BackupSequence(Run):
             guest.warn(exc, self.report)
             await self.step_16_release_guest(run, guest)  # whatever the script froze before it failed
 
+    def step_14_tools_quiescence(self, run: VmRun) -> None:
+        self.report.skipped("14", "VMware Tools quiescence is not asked for", task=run.name)
+
     # 3  snapshot
 
     async def step_15_request_snapshot(self, run: VmRun) -> None:
@@ -287,8 +366,8 @@ class BackupSequence(Run):
             run.snapshot_requested = True
             run.snapshot = await self.vsphere.create_snapshot(
                 run.info,
-                snapshot.NAME,
-                snapshot.description(self.job["name"], self.session),
+                snapshots.NAME,
+                snapshots.description(self.job["name"], self.session),
                 timeout=self.job["snapshot_timeout"],
             )
             result["snapshot"] = run.snapshot.moref
@@ -314,106 +393,266 @@ class BackupSequence(Run):
 
     async def read_disks(self, run: VmRun, turns: set[str]) -> None:
         """Steps 17 to 21 of every task, then the restore point becomes visible; a failed one leaves nothing behind."""
-        point = new_point_id()
-        repository = run.tasks[0].repository
-        transport = await self.transport(repository, "5a")
-        begun = asyncio.Lock()
-
-        async def folder() -> str:
-            async with begun:
-                if run.point is None:
-                    run.folder = await transport.begin_point(self.job["name"], run.name, point)
-                    run.point = point
-            return run.folder
-
+        transport = await self.transport(run.tasks[0].repository, "5a")
         try:
-            await every(self._read_in_turn(run, task, turns, folder) for task in run.tasks)
-            await self._make_point_visible(run, transport)
-            await quietly(self.peers.service.learned({"vm": run.name, "repository": repository}))
+            await self.choose_what_to_read(run)
+            await self.begin_point(run, transport)
+            await every(self._read_in_turn(run, task, turns) for task in run.tasks)
+            await self.make_point_visible(run, transport)
         except BaseException:
             if run.point is not None and not run.point_visible:
-                await quietly(transport.abort_point(self.job["name"], run.name, point))
+                await quietly(transport.abort_point(self.job["name"], run.name, run.point))
+            raise
+        await quietly(self.peers.service.learned({"vm": run.name, "repository": run.tasks[0].repository}))
+
+    async def choose_what_to_read(self, run: VmRun) -> None:
+        """Full or incremental, and of each disk: what vCenter says has changed, or a comparison, or all (`reading`).
+
+        Change IDs and areas are asked for over the session of step 15; a refusal costs time, never correctness.
+        """
+        assert self.vsphere is not None and run.info is not None and run.snapshot is not None
+        newest = run.newest or {}
+        run.base = reading.base(
+            newest.get("point"), newest.get("problem"), full=bool(self.job.get("full")), uuid=run.info.uuid
+        )
+        wanted = bool(self.job.get("cbt", True))
+        ids: dict[int, str] = {}
+        if wanted:
+            try:
+                ids = await self.vsphere.change_ids(run.snapshot)
+            except VadplabError as exc:
+                run.tracking_off = f"the change IDs cannot be read: {exc.message}"
+        for task in run.tasks:
+            task.change_id = ids.get(task.disk.key)
+            await self._choose_reading(run, task, wanted)
+
+    async def _choose_reading(self, run: VmRun, task: DiskTask, wanted: bool) -> None:
+        assert self.vsphere is not None and run.snapshot is not None and run.base is not None
+        below = run.base.disk(task.disk.key)
+        intent = reading.intend(task.disk.capacity, task.change_id, below, wanted=wanted, off=run.tracking_off)
+        ranges, refusal = None, None
+        if intent.since is not None:
+            try:
+                ranges = await self.vsphere.changed_areas(run.snapshot, task.disk.key, intent.since, task.disk.capacity)
+            except VadplabError as exc:
+                refusal = exc
+        task.reading = reading.settled(intent, ranges, refusal)
+
+    async def begin_point(self, run: VmRun, transport: Transport) -> None:
+        """Begins the restore point on the repository, with space kept free; a chain that cannot be used makes it a full."""
+        assert run.base is not None
+        point = results.new_point_id()
+        try:
+            run.folder = await self._begin(run, transport, point)
+        except VadplabError as exc:
+            if run.base.parent is None or exc.to_dict()["code"] not in CHAIN_UNUSABLE:
+                raise
+            assert run.info is not None
+            run.newest = {**(run.newest or {}), "problem": exc.message}
+            await self.choose_what_to_read(run)
+            run.folder = await self._begin(run, transport, point)
+        run.point = point
+        why = f": {run.base.reason}" if run.base.reason else f" on {run.base.point}"
+        self.report.note(f"{run.name}: {run.base.kind} restore point {point}{why}", step="17", vm=run.name)
+
+    async def _begin(self, run: VmRun, transport: Transport, point: str) -> str:
+        assert run.base is not None
+        data = sum((t.reading.bytes or 0) if t.reading else 0 for t in run.tasks)
+        try:
+            return await transport.begin_point(
+                self.job["name"], run.name, point, parent=run.base.point, data=data, capacity=run.capacity
+            )
+        except VadplabError as exc:
+            exc.step = exc.step or "21"
+            if run.base.parent is None or exc.to_dict()["code"] not in CHAIN_UNUSABLE:
+                self.report.failed("21", task=run.name, error=exc)
             raise
 
-    async def _make_point_visible(self, run: VmRun, transport: Transport) -> None:
+    async def make_point_visible(self, run: VmRun, transport: Transport) -> None:
+        """The last part of step 21: the repository checks and syncs everything, then renames the folder."""
         assert run.point is not None
         name = str(self.job["name"])
         try:
-            await transport.commit_point(name, run.name, run.point, manifest(self.session, name, run))
+            await transport.commit_point(name, run.name, run.point, results.manifest(self.session, name, run))
         except VadplabError as exc:
             exc.step = exc.step or "21"
-            self.report.performed("21", task=run.name, error=exc)
+            self.report.failed("21", task=run.name, error=exc)
             raise
         run.point_visible = True
 
-    async def _read_in_turn(
-        self, run: VmRun, task: DiskTask, turns: set[str], folder: Callable[[], Awaitable[str]]
-    ) -> None:
+    async def _read_in_turn(self, run: VmRun, task: DiskTask, turns: set[str]) -> None:
+        """One task in its slots; when its proxy is lost, once more on another one, with new Data Movers."""
         if task.id in turns:
             turns.discard(task.id)
         else:
             await self.take_slots(task)
+        held = True
         try:
-            mode = self.step_17_choose_transport_mode(task)
-            await self.step_18_19_ticket_and_configuration(run, task, mode)
-            self.report.performed("18", "19", task=task.id)
-            await self.step_20_21_read_and_store(task, await folder())
-            self.report.performed("20c", "21", task=task.id)
-        except VadplabError as exc:
-            task.error = exc
-            if exc.step in MOVER_STEPS:
-                done = MOVER_STEPS[MOVER_STEPS.index("20c" if exc.step in ("20c", "21") else "18") :]
-                self.report.performed(*done, task=task.id, error=exc)
+            try:
+                return await self._read(run, task)
+            except VadplabError as exc:
+                other = None
+                if proxy_is_lost(task, exc):
+                    other = await self.another_proxy(task, exc, step=exc.step or "17")
+                if other is None:
+                    raise
+            await self.end_movers([task])
+            await self.detach_left(run, task)
+            self.give_slots(task)
+            held, task.proxy = False, other
+            await self.take_slots(task)
+            held = True
+            await self.start_tasks([task])  # 5 to 7 once more, for this task alone
+            if task.error is not None:
+                raise task.error
+            await self._read(run, task)
+        except Exception as exc:
+            task.error = as_error(exc)
             raise
         finally:
-            self.give_slots(task)
+            if held:
+                self.give_slots(task)
 
-    def step_17_choose_transport_mode(self, task: DiskTask) -> str:
-        mode = str(self.job["mode"])
-        with self.report.step("17", task=task.id, text=f"network mode ({mode})", mode=mode):
-            pass  # Network mode is the only one that proxies of this version can use
-        self.report.skipped("20a", "not in SAN mode", task=task.id)
-        self.report.skipped("20b", "not in HotAdd mode", task=task.id)
-        return mode
+    async def _read(self, run: VmRun, task: DiskTask) -> None:
+        """Steps 17 to 21 of one attempt."""
+        steps = MoverSteps(self.report, task.id, task.proxy)
+        at = "17"
+        try:
+            self.step_17_choose_transport_mode(task)
+            at = "18"
+            await self.step_18_19_20_open_disk(run, task, steps)
+            at = "21"
+            await self.step_20_21_read_and_store(run, task, steps)
+        except BaseException as exc:
+            steps.broken(exc, at)
+            raise
 
-    async def step_18_19_ticket_and_configuration(self, run: VmRun, task: DiskTask, mode: str) -> None:
-        """Performed by the mover on the proxy: login and ticket (18), 902 and the .vmx file (19), then the disk is open."""
+    def step_17_choose_transport_mode(self, task: DiskTask) -> None:
+        """What the job allows and this proxy can do, best first: Direct SAN, HotAdd, Network (`engine.scheduler.modes`)."""
+        able = self.servers[task.proxy]["modes"]
+        task.modes = usable(str(self.job["mode"]), able, failover=self.failover)
+        assert task.reading is not None
+        text = f"{', then '.join(task.modes) or 'none'}; read by {task.reading.how}: {task.reading.reason}"
+        with self.report.step(
+            "17", task=task.id, text=text, modes=list(task.modes), read=task.reading.how, reason=task.reading.reason
+        ):
+            if not task.modes:
+                raise ModeNotPossible(f"{task.id}: {task.proxy} cannot use mode {self.job['mode']}", host=task.proxy)
+
+    async def step_18_19_20_open_disk(self, run: VmRun, task: DiskTask, steps: MoverSteps) -> None:
+        """Performed by the Data Mover on the proxy, which tells where it is.
+
+        18   login and ticket: `engine.modes.opening.Opening._connect`, `engine.modes.ticket`
+        19   902 and the configuration file: the same, with `engine.modes.network.NetworkSession`
+        20a  Direct SAN: `engine.modes.san.open_source`, layout by `engine.modes.layout`
+        20b  HotAdd: `engine.modes.hotadd.open_source`; it first detaches what crashed runs left attached to this proxy
+        20c  Network: `engine.modes.network.NetworkSession.open_disk`
+        """
         assert task.source is not None and run.info is not None and run.snapshot is not None
         vcenter = self.inputs["vcenter"]
+        await self._remember_attached(run, task)
         opened = await task.source.call(
             "source.open",
-            step="19",
+            step="18",
             deadline=OPEN_DEADLINE,
-            mode=mode,
+            idle=IDLE,
+            on_progress=steps.heard,
+            modes=list(task.modes),
+            failover=self.failover,
             vcenter={k: vcenter[k] for k in ("name", "address", "port", "thumbprint", "username", "password")},
             vm={"name": run.name, "moref": run.info.moref, "uuid": run.info.uuid},
             snapshot=run.snapshot.moref,
             disk={"key": task.disk.key, "path": task.disk.path, "capacity": task.disk.capacity},
             vmx=run.info.vmx,
         )
-        task.vmx = opened["vmx"]
+        task.vmx, task.mode, task.failed_over = opened["vmx"], opened["mode"], list(opened.get("failed_over") or [])
+        for one in task.failed_over:
+            text = f"{task.id}: {one['mode']} is not possible ({one['message']}); read by {task.mode}"
+            self.warn(run, ModeFailover(text, step="17", host=task.proxy))
+        for step, modes in (("20a", (SAN,)), ("20b", (HOTADD,)), ("20c", NETWORK)):
+            if task.mode not in modes and not any(one["mode"] in modes for one in task.failed_over):
+                self.report.skipped(step, f"the disk is read in {task.mode} mode", task=task.id)
         if opened["capacity"] != task.disk.capacity:
             self.report.note(f"{task.id}: the host says {opened['capacity']} bytes", step="19", task=task.id)
 
-    async def step_20_21_read_and_store(self, task: DiskTask, folder: str) -> None:
-        """Performed by both movers: the source reads (20c) and sends on the connection of step 7 (21)."""
-        assert task.source is not None and task.target is not None
+    async def step_20_21_read_and_store(self, run: VmRun, task: DiskTask, steps: MoverSteps) -> None:
+        """Performed by both Data Movers: 20a, 20b or 20c read, 21 sends on the connection of step 7.
+
+        On the proxy `engine.mover.source_side` and `source_pipeline`; on the repository `engine.mover.target_pipeline`, which
+        writes with `engine.store.target`.
+        """
+        assert task.source is not None and task.target is not None and run.base is not None and task.reading is not None
+        how = task.reading
+        below = None
+        if how.incremental:
+            assert run.base.parent is not None
+            below = {"folder": run.base.parent["folder"], "disk": task.disk.key}
         await task.target.call(
-            "target.open", step="21", folder=folder, file=f"disk-{task.disk.key}.qcow2", size=task.disk.capacity
+            "target.open",
+            step="21",
+            folder=run.folder,
+            file=f"disk-{task.disk.key}.qcow2",
+            size=task.disk.capacity,
+            parent=below,
         )
-        reading = task.source.call(
+
+        def heard(item: dict[str, Any]) -> None:
+            steps.heard(item)
+            if "read" in item:
+                self.report.moved(task.id, int(item["read"]), int(item.get("total", 0)))
+
+        work = task.source.call(
             "source.read",
-            step="20c",
+            step="21",
             deadline=None,
             idle=IDLE,
-            on_progress=lambda p: self.report.moved(task.id, int(p.get("read", 0)), int(p.get("total", 0))),
+            on_progress=heard,
+            ranges=[list(one) for one in how.ranges] if how.ranges is not None else None,
+            incremental=how.incremental,
+            compare=how.how == "compare",
         )
         task.moved = await unless_closed(
-            reading, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
+            work, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
         )
+        await self._remember_attached(run, task, ended=True)
         task.stored = await task.target.call(
             "target.commit", step="21", deadline=None, idle=STORE_DEADLINE, root=task.moved.get("root")
         )
+
+    # HotAdd: what may stay attached to a proxy's VM
+
+    def proxy_vms(self) -> dict[str, str]:
+        """BIOS UUID (lower case) → name of the proxies that are VMs, as their Transport Services say."""
+        found = {name: str(t.facts.get("vm_uuid") or "").lower() for name, t in self.opened_transports().items()}
+        return {uuid: name for name, uuid in found.items() if uuid}
+
+    async def _remember_attached(self, run: VmRun, task: DiskTask, *, ended: bool = False) -> None:
+        """Stores with the Backup Service which disk a mover may have attached, before it does."""
+        if HOTADD not in task.modes:
+            return
+        uuid = next((uuid for uuid, name in self.proxy_vms().items() if name == task.proxy), None)
+        mine = [uuid, task.disk.path]
+        kept = [one for one in self.pending.get(run.name, {}).get("attached") or [] if one != mine]
+        if uuid is not None:
+            await self.remember(run, attached=kept if ended else [*kept, mine])
+
+    async def detach_left(self, run: VmRun, task: DiskTask | None = None) -> None:
+        """Detaches what Data Movers of this VM (of one task) did not detach themselves: they died. Never raises.
+
+        A living mover detaches while it ends, and this finds nothing.
+        """
+        left = self.pending.get(run.name, {}).get("attached") or []
+        mine = [one for one in left if task is None or one[1] == task.disk.path]
+        if not mine or self.vsphere is None:
+            return
+        try:
+            for uuid in dict.fromkeys(uuid for uuid, _ in mine):
+                found = await self.vsphere.detach(uuid, [path for one, path in mine if one == uuid])
+                for path in found:
+                    self.report.note(f"{path} was left attached to a proxy: detached", step="22", vm=run.name)
+            await self.remember(run, attached=[one for one in left if one not in mine])
+        except Exception as exc:
+            self.warn(run, as_error(exc))
 
     # 6  commit
 
@@ -424,17 +663,18 @@ class BackupSequence(Run):
         try:
             with self.report.step("22", task=run.name) as result:
                 await self.vsphere.settle()
-                result["snapshots"] = await snapshot.commit(
+                result["snapshots"] = await snapshots.commit(
                     self.vsphere,
                     run.name,
                     self.session,
                     timeout=self.job["snapshot_timeout"],
                     pauses=self.commit_pauses,
                 )
-        except VadplabError as exc:
+        except Exception as failure:
+            exc = as_error(failure)
             run.orphan = True
             which = f"snapshot {run.snapshot.moref}" if run.snapshot else "a snapshot"
-            orphaned = snapshot.SnapshotOrphaned(
+            orphaned = snapshots.SnapshotOrphaned(
                 f"{run.name}: {which} may stay: {exc.message}",
                 step="22",
                 host=exc.host,
@@ -444,3 +684,30 @@ class BackupSequence(Run):
             self.warn(run, orphaned)
         else:
             await self.remember(run, snapshot=False)
+
+    async def retain(self) -> None:
+        """After the sequence: retention on the repository for VMs with a new restore point; a failure is a warning."""
+        settings = self.job.get("retention") or {}
+        policy = {name: settings[k] for k, name in (("points", "count"), ("days", "days")) if settings.get(k)}
+        for run in self.runs:
+            if not policy or not run.point_visible:
+                continue
+            try:
+                transport = await self.transport(run.tasks[0].repository, "5a")
+                done = await transport.retain(self.job["name"], run.name, policy)
+            except Exception as exc:
+                error = as_error(exc)
+                self.warn(run, RetentionFailed(f"{run.name}: {error.message}", host=run.tasks[0].repository))
+            else:
+                if done["removals"]:
+                    text = f"{run.name}: retention removed {len(done['removals'])} restore points"
+                    self.report.note(text, step="22", vm=run.name, **done)
+
+
+def proxy_is_lost(task: DiskTask, error: VadplabError) -> bool:
+    """Whether a task failed because the proxy's Data Mover is gone or does not answer, not because of what it reported."""
+    if task.source is None:
+        return False
+    if task.source.closed.is_set():
+        return True
+    return isinstance(error, CallTimedOut) and error.target == task.proxy

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.errors import VadplabError
 from engine.manager.peers import Mover
+from engine.manager.reading import Base, Reading
 from engine.vsphere import Disk, Snapshot, VmInfo
 
 
@@ -22,7 +23,11 @@ class VmMissing(VadplabError):
 
 @dataclass(slots=True)
 class DiskTask:
-    """One VM disk: who reads it, who keeps it, and how it went. `id` is `<vm>:<device key>`."""
+    """One VM disk: who reads it, who keeps it, and how it went. `id` is `<vm>:<device key>`.
+
+    modes: what is tried, in order; mode: what the disk was read in; failed_over: `{mode, code, message}` of those before it.
+    change_id: of the snapshot. lost: `{proxy, error}` of an attempt whose proxy was lost.
+    """
 
     vm: str
     disk: Disk
@@ -31,6 +36,12 @@ class DiskTask:
     source: Mover | None = None
     target: Mover | None = None
     error: VadplabError | None = None
+    modes: tuple[str, ...] = ()
+    mode: str = ""
+    failed_over: list[dict[str, str]] = field(default_factory=list)
+    change_id: str | None = None
+    reading: Reading | None = None
+    lost: list[dict[str, Any]] = field(default_factory=list)
     vmx: str = ""
     stored: dict[str, Any] = field(default_factory=dict)
     moved: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +71,9 @@ class VmRun:
     snapshot: Snapshot | None = None
     snapshot_requested: bool = False
     orphan: bool = False
+    tracking_off: str = ""
+    newest: dict[str, Any] | None = None  # what the repository answered at step 5a
+    base: Base | None = None
     point: str | None = None
     folder: str = ""
     point_visible: bool = False
@@ -68,6 +82,11 @@ class VmRun:
     def failed(self) -> bool:
         """Whether its backup failed."""
         return self.error is not None
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of all disks."""
+        return sum(task.disk.capacity for task in self.tasks)
 
     def fail(self, error: VadplabError) -> None:
         """The first error is the one that is told."""

@@ -8,7 +8,9 @@ point.commit       job, vm, point, manifest                          {folder}
 point.abort        job, vm, point                                    {}
 points.list        -                                                 {points: [summary]}
 points.find        point, vm?                                        summary
-points.newest      job, vm                                           {point: summary or null}: what an incremental can stand on
+points.newest      job, vm, capacity?                                {point: summary or null, problem, need, need_incremental, free}:
+                                                                  what a new point can stand on, else why not; bytes that a full,
+                                                                  and an incremental, of disks of `capacity` bytes need at least
 points.verify      vm?, point?, deep?                                {intact, vms: [{intact, points: [health]}]}
 points.prune       job, vm, count?, days?                            {merges, removals}: what was done
 points.synthesize  job, vm, point                                    {folder}
@@ -16,11 +18,13 @@ points.delete      job, vm, point                                    {}
 points.import      folder (on this machine)                          {points, refused}
 files.list         point, disk, path, vm?, partition?                {entries}
 
-All of it blocks, so it runs in threads. Sources: `engine.store.points`, `health`, `retention`, `merge`, `importing`, `files`.
+All of it blocks, so it runs in threads; meanwhile the caller gets signs of life as progress `{alive: seconds}`.
+Sources: `engine.store.points`, `health`, `retention`, `merge`, `importing`, `files`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,10 +33,13 @@ from typing import Any
 from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, UnknownMethod
 from engine.store import health, importing, merge, retention
+from engine.store.clusters import CLUSTER_BITS
 from engine.store.files import PointFiles
 from engine.store.points import Points
 
 STORE_DEADLINE = 600.0
+ALIVE = 5.0
+"""Seconds between signs of life."""
 LONG_DEADLINE = 6 * 3600.0
 """Verifying and merging read whole chains."""
 
@@ -67,9 +74,16 @@ class Repository:
         if method is None:
             raise UnknownMethod(f"repositories have no method {call.method}")
         long = call.method in ("points.verify", "points.prune", "points.synthesize", "points.delete", "points.import")
-        return await in_thread(
-            lambda: method(call), deadline=LONG_DEADLINE if long else STORE_DEADLINE, what=call.method
-        )
+        deadline = LONG_DEADLINE if long else STORE_DEADLINE
+        work = asyncio.ensure_future(in_thread(lambda: method(call), deadline=deadline, what=call.method))
+        seconds = 0.0
+        try:
+            while not (await asyncio.wait([work], timeout=ALIVE))[0]:
+                seconds += ALIVE
+                await call.progress({"alive": seconds})
+        finally:
+            work.cancel()  # harmless when it has ended; a thread that is under way ends by itself
+        return work.result()
 
     def left(self, peer: Peer) -> None:
         """What this peer has begun and not committed is removed. Blocking."""
@@ -111,8 +125,19 @@ class Repository:
         return self.points.find(call.param("point"), vm=call.param("vm", default=None)).summary()
 
     def _newest(self, call: Call) -> dict[str, Any]:
-        found = self.points.newest(call.param("job"), call.param("vm"))
-        return {"point": None if found is None else found.summary()}
+        job, vm = call.param("job"), call.param("vm")
+        capacity = call.param("capacity", int, default=0)
+        history = self.points.of_vm(job, vm)
+        newest = history[-1] if history else None
+        manifest = newest.manifest if newest is not None else None
+        kept = sum((disk.allocated or 0) << CLUSTER_BITS for disk in manifest.disks) if manifest is not None else 0
+        return {
+            "point": newest.summary() if newest is not None and manifest is not None else None,
+            "problem": newest.error if newest is not None else None,
+            "need": self.points.estimate(job, vm, data=kept, capacity=capacity),
+            "need_incremental": self.points.estimate(job, vm, data=0, capacity=capacity),
+            "free": self.points.free_bytes(),
+        }
 
     def _verify(self, call: Call) -> dict[str, Any]:
         deep, point, vm = (

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The Transport Service's methods (`docs/architecture.md`, Engine messages).
 
-`hello {}` → {name, version, roles, mover_ports, free_bytes}; `mover.start {session, task, role}` → {port, token};
+`hello {}` → {name, version, roles, modes, vm_uuid, mover_ports, movers, free_bytes?}; `modes`: transport modes that this machine
+is set up for as a proxy; `vm_uuid`: its BIOS UUID when it is a VM, else null. `mover.start {session, task, role}` → {port, token};
 `mover.stop {session, task?}`; on a repository also `point.…`, `points.…` and `files.…` (`engine.transport.repository`).
 
 What a session began over a connection and did not commit is removed when that connection ends.
@@ -65,7 +66,7 @@ class TransportService:
                 role = call.param("role")
                 if role not in ROLES:
                     raise BadParams(f"mover.start: unknown role {role!r}")
-                if role != "source":
+                if role == "target":
                     self._store()
                 session = call.param("session")
                 call.peer.data.setdefault("sessions", set()).add(session)
@@ -80,7 +81,9 @@ class TransportService:
         answer: dict[str, Any] = {
             "name": self.config.name,
             "version": VERSION,
-            "roles": ["proxy"] if self.points is None else ["proxy", "repository"],
+            "roles": roles(self.config),
+            "modes": modes(self.config),
+            "vm_uuid": self.config.proxy.vm_uuid if self.config.proxy is not None else None,
             "mover_ports": list(self.config.mover_ports),
             "movers": self.movers.count,
         }
@@ -105,3 +108,14 @@ class TransportService:
         if self.repository is not None:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self.repository.left, peer)
+
+
+def roles(config: EngineConfig) -> list[str]:
+    """What a machine is by its configuration: `proxy`, unless it is only a repository; `repository` when it has a folder."""
+    only_repository = config.repository is not None and config.proxy is None and config.san is None
+    return ["proxy"] * (not only_repository) + ["repository"] * (config.repository is not None)
+
+
+def modes(config: EngineConfig) -> list[str]:
+    """The transport modes that a machine is set up for, best first; Network mode needs nothing."""
+    return ["san"] * (config.san is not None) + ["hotadd"] * (config.proxy is not None) + ["nbdssl", "nbd"]

@@ -8,9 +8,14 @@ from typing import Any
 
 from engine.errors import ConnectTimedOut, VadplabError
 from engine.guest.channel import ScriptResult, Scripts
+from engine.manager.tracking import Extent, Tracking
 from engine.model.infrastructure import Job
-from engine.vsphere import Disk, GuestInfo, Snapshot, VmInfo
+from engine.rpc.frames import WireClosed
+from engine.scheduler import NoResource, Resource, Task, plan, replace
+from engine.scheduler.modes import HOTADD, NETWORK, SAN
+from engine.vsphere import Disk, GuestInfo, Snapshot, VmInfo, VSphereFault
 
+PROXY_VM = "423f0000-0000-0000-0000-00000000000a"
 ROOT = "ab" * 32
 
 
@@ -53,11 +58,24 @@ class World:
         self.progress: list[dict[str, Any]] = []
         self.pendings: list[dict[str, Any]] = []
         self.slots = {"proxy-1": 8, "repository-1": 8}
+        self.modes: dict[str, list[str]] = {"proxy-1": ["nbdssl"]}
+        self.broken_modes: dict[str, VadplabError] = {}
+        self.dies: dict[tuple[str, str], str] = {}
+        """(method, task) → proxy whose mover dies in that call."""
+        self.tracking = Tracking(False, reason="not in this test")
+        self.change_ids: dict[str, dict[int, str]] = {}
+        self.areas: dict[tuple[str, int, str], list[Extent] | VSphereFault] = {}
+        self.newest: dict[str, dict[str, Any]] = {}
+        self.free = 1 << 40
+        self.need = self.need_incremental = 1
+        self.calls: list[tuple[str, str, dict[str, Any]]] = []
+        self.attached: set[tuple[str, str]] = set()
+        self.retained: list[tuple[str, dict[str, int]]] = []
         self.open_movers = 0
         self.reading = self.most_reading = 0
         self.known = {vm.name: [d.__class__(d.key, d.label, d.path, d.capacity) for d in vm.disks] for vm in self.vms}
-        settings = {"name": "demo", "vms": ["db-vm", "linux-vm"], "guest": {"enabled": guest}, **job}
-        self.job = Job.model_validate(settings).model_dump(mode="json")
+        settings = {"name": "demo", "vms": ["db-vm", "linux-vm"], "guest": {"enabled": guest}}
+        self.job = Job.model_validate(settings).model_dump(mode="json") | job
         self.service = FakeService(self)
 
     async def do(self, method: str, subject: str) -> None:
@@ -74,15 +92,15 @@ class World:
             raise self.fail[key]
 
     def inputs(self) -> dict[str, Any]:
-        server = {"port": 6162, "max_tasks": 8, "modes": ["nbdssl"], "facts": {}, "problem": None}
+        server = {"port": 6162, "max_tasks": 8, "facts": {}, "problem": None}
         return {
             "job": self.job,
             "vcenter": {
                 "name": "vcenter", "address": "vcenter", "port": 443, "thumbprint": None, "username": "u", "password": "p",
             },
             "servers": [
-                {"name": "proxy-1", "address": "proxy-1", "roles": ["proxy"], **server},
-                {"name": "repository-1", "address": "repository-1", "roles": ["repository"], **server},
+                *({"name": n, "address": n, "roles": ["proxy"], "modes": m, **server} for n, m in self.modes.items()),
+                {"name": "repository-1", "address": "repository-1", "roles": ["repository"], "modes": [], **server},
             ],
             "vms": [
                 {"name": n, "disks": [{"key": d.key, "label": d.label, "path": d.path, "capacity": d.capacity} for d in ds]}
@@ -111,15 +129,35 @@ class World:
 class FakeService:
     def __init__(self, world: World) -> None:
         self.world = world
+        self.held: dict[str, int] = {}
 
     async def job(self) -> dict[str, Any]:
         await self.world.do("job", "demo")
         return self.world.inputs()
 
-    async def acquire(self, tasks: list[dict[str, str]]) -> dict[str, Any]:
+    def _proxies(self) -> list[Resource]:
+        return [Resource(n, self.world.slots.get(n, 8), frozenset(m)) for n, m in self.world.modes.items()]
+
+    async def acquire(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         await self.world.do("acquire", str(len(tasks)))
-        found = [{"task": t["id"], "proxy": "proxy-1", "repository": "repository-1"} for t in tasks]
-        return {"assignments": found, "slots": self.world.slots}
+        wanted = [Task(t["id"], t["vm"], t["mode"], t["failover"]) for t in tasks]
+        found = plan(wanted, self._proxies(), [Resource("repository-1", 8)], {})
+        assert found is not None
+        self.held = {**found.slots, **{n: c for n, c in self.world.slots.items() if n in found.slots}}
+        assigned = [{"task": a.task, "proxy": a.proxy, "repository": a.repository} for a in found.assignments]
+        return {"assignments": assigned, "slots": self.held}
+
+    async def reassign(self, tasks: list[dict[str, Any]], lost: list[str]) -> dict[str, Any]:
+        await self.world.do("reassign", tasks[0]["id"])
+        wanted = [Task(t["id"], t["vm"], t["mode"], t["failover"]) for t in tasks]
+        found = replace(wanted, self._proxies(), lost, {}, self.held)
+        if found is None:
+            raise NoResource("busy")
+        self.held = {**self.held, **found.slots}
+        return {
+            "assignments": [{"task": t, "proxy": p} for t, p in found.proxies.items()],
+            "slots": dict(found.slots),
+        }
 
     async def release(self) -> None:
         await self.world.do("release", "demo")
@@ -137,6 +175,18 @@ class FakeService:
 class FakeTransport:
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
+        self.facts: dict[str, Any] = {"vm_uuid": PROXY_VM if HOTADD in world.modes.get(name, []) else None}
+
+    async def newest_point(self, job: str, vm: str, capacity: int) -> dict[str, Any]:
+        await self.world.do("newest", vm)
+        found = {"point": None, "problem": None, **self.world.newest.get(vm, {})}
+        sizes = {"need": self.world.need, "need_incremental": self.world.need_incremental, "free": self.world.free}
+        return found | sizes
+
+    async def retain(self, job: str, vm: str, policy: dict[str, int]) -> dict[str, Any]:
+        await self.world.do("retain", vm)
+        self.world.retained.append((vm, policy))
+        return {"merges": [], "removals": ["old"]}
 
     async def start_mover(self, task: str, role: str) -> tuple[int, str]:
         await self.world.do("start", f"{role} {task}")
@@ -145,7 +195,8 @@ class FakeTransport:
     async def stop_mover(self, task: str) -> None:
         pass
 
-    async def begin_point(self, job: str, vm: str, point: str) -> str:
+    async def begin_point(self, job: str, vm: str, point: str, *, parent: str | None, data: int, capacity: int) -> str:
+        self.world.calls.append(("point.begin", vm, {"parent": parent, "data": data, "capacity": capacity}))
         await self.world.do("point.begin", vm)
         self.world.begun.append(vm)
         return f"/repository/{vm}"
@@ -163,29 +214,47 @@ class FakeTransport:
         await self.world.do("close", self.name)
 
 
+DATA_STEP = {SAN: "20a", HOTADD: "20b", **dict.fromkeys(NETWORK, "20c")}
+
+
 class FakeMover:
     def __init__(self, world: World, server: str, task: str) -> None:
         self.world, self.server, self.task = world, server, task
         self.closed = asyncio.Event()
+        self.mode = ""
+        self.attached: str | None = None
 
     async def call(self, method: str, *, step: str, **params: Any) -> Any:
+        heard = params.get("on_progress") or (lambda item: None)
+        self.world.calls.append((method, self.task, params))
         if method == "source.read":
             self.world.reading += 1
             self.world.most_reading = max(self.world.most_reading, self.world.reading)
+            heard({"step": "21", "phase": "begin", "text": ""})
         try:
-            await self.world.do(method, self.task)
+            if self.closed.is_set():
+                raise WireClosed(f"{self.server}: the connection was cut", step=step, target=self.server)
+            if method == "source.open":
+                return await self._open(params, heard)
+            await self._do(method)
+        except VadplabError as exc:
+            if method == "source.read" and not self.closed.is_set():
+                for one in (DATA_STEP[self.mode], "21"):
+                    heard({"step": one, "phase": "failed", "text": exc.message})
+            raise
         finally:
             if method == "source.read":
                 self.world.reading -= 1
+                self._detach()
         match method:
             case "data.listen":
                 return {"port": 2501, "token": "data"}
             case "data.connect":
                 self.world.log.append(f"-> {params['name']}")
-            case "source.open":
-                return {"vmx": "vmx", "capacity": params["disk"]["capacity"], "mode": params["mode"]}
             case "source.read":
-                params["on_progress"]({"read": 5, "total": 10})
+                heard({"read": 5, "total": 10})
+                for one in (DATA_STEP[self.mode], "21"):
+                    heard({"step": one, "phase": "end", "text": ""})
                 return {"read": 10, "root": ROOT}
             case "target.commit":
                 assert params["root"] == ROOT
@@ -199,8 +268,58 @@ class FakeMover:
                 }
         return {}
 
+    async def _open(self, params: dict[str, Any], heard: Any) -> dict[str, Any]:
+        heard({"step": "18", "phase": "begin", "text": ""})
+        try:
+            heard({"step": "18", "phase": "end", "text": ""})
+            heard({"step": "19", "phase": "begin", "text": ""})
+            await self._do("source.open")
+        except VadplabError as exc:
+            if not self.closed.is_set():
+                heard({"step": "19", "phase": "failed", "text": exc.message})
+            raise
+        heard({"step": "19", "phase": "end", "text": ""})
+        failed: list[dict[str, str]] = []
+        for mode in params["modes"]:
+            self.mode = mode
+            heard({"step": DATA_STEP[mode], "phase": "begin", "text": mode})
+            if mode == HOTADD:
+                self.world.attached.add((PROXY_VM, params["disk"]["path"]))
+                self.attached = params["disk"]["path"]
+            try:
+                await self._do(f"open.{mode}")
+            except VadplabError:
+                assert self.closed.is_set()
+                raise
+            error = self.world.broken_modes.get(mode)
+            if error is None:
+                return {"vmx": "vmx", "capacity": params["disk"]["capacity"], "mode": mode, "failed_over": failed}
+            heard({"step": DATA_STEP[mode], "phase": "failed", "text": error.message})
+            self._detach()
+            failed.append({"mode": mode, "code": error.code, "message": error.message})
+            if not params["failover"] or mode == params["modes"][-1]:
+                error.step = DATA_STEP[mode]
+                raise error
+        raise AssertionError
+
+    async def _do(self, method: str) -> None:
+        if self.world.dies.get((method, self.task)) == self.server:
+            del self.world.dies[method, self.task]
+            self.world.log.append(f"{method} {self.task}")
+            self.world.log.append(f"died {self.server} {self.task}")
+            self.attached = None  # a dead mover detaches nothing
+            await self.close()
+            raise WireClosed(f"{self.server}: the connection was cut", target=self.server)
+        await self.world.do(method, self.task)
+
+    def _detach(self) -> None:
+        if self.attached is not None:
+            self.world.attached.discard((PROXY_VM, self.attached))
+            self.attached = None
+
     async def close(self) -> None:
         if not self.closed.is_set():
+            self._detach()
             self.closed.set()
             self.world.open_movers -= 1
 
@@ -218,11 +337,33 @@ class FakeVSphere:
         await self.world.do("snapshot", vm.name)
         return self.world.snapshots[vm.name]
 
+    async def ensure_tracking(self, vm: VmInfo) -> Tracking:
+        await self.world.do("tracking", vm.name)
+        return self.world.tracking
+
+    async def change_ids(self, snapshot: Snapshot) -> dict[int, str]:
+        await self.world.do("change_ids", snapshot.vm)
+        return self.world.change_ids.get(snapshot.vm, {})
+
+    async def changed_areas(self, snapshot: Snapshot, key: int, since: str, capacity: int) -> list[Extent]:
+        await self.world.do("areas", f"{snapshot.vm}:{key} {since}")
+        found = self.world.areas[snapshot.vm, key, since]
+        if isinstance(found, VSphereFault):
+            raise found
+        return found
+
+    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+        await self.world.do("detach", proxy_uuid)
+        found = [path for path in paths if (proxy_uuid, path) in self.world.attached]
+        self.world.attached -= {(proxy_uuid, path) for path in found}
+        return found
+
     async def settle(self) -> None:
         pass
 
     async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
         await self.world.do("commit", vm)
+        assert not any(f"/{vm}_" in path for _, path in self.world.attached), "a disk is attached"
         found = self.world.snapshots.pop(vm, None)
         assert found is None or mark in found.description
         return 0 if found is None else 1

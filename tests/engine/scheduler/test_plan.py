@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.scheduler import NoResource, Plan, Resource, Task, plan
+from engine.scheduler import NoResource, Plan, Resource, Task, plan, replace
+from engine.scheduler.modes import usable
 
 NBD = frozenset({"nbd"})
 
@@ -50,7 +51,7 @@ def test_modes_waiting_and_what_can_never_work() -> None:
     assert plan(tasks({"a": 1}), both, [Resource("r", 1)], {"p1": 1}) is None
     assert plan(tasks({"a": 1}), both, [Resource("r", 1)], {"r": 1}) is None
     with pytest.raises(NoResource):
-        plan(tasks({"a": 1}, "san"), both, [Resource("r", 1)], {})
+        plan([Task("a:0", "a", "san", failover=False)], both, [Resource("r", 1)], {})
     with pytest.raises(NoResource):
         plan(tasks({"a": 1}), both, [], {})
     assert plan([], both, [], {}) == Plan(())
@@ -113,3 +114,51 @@ def check(found: Plan, vms: dict[str, int], limit: dict[str, int], load: Counter
     for name, count in used(found).items():
         assert 1 <= found.slots[name] <= min(count, limit[name] - load[name])
     assert set(found.slots) == set(used(found))
+
+
+ALL = frozenset({"san", "hotadd", "nbdssl", "nbd"})
+
+
+@pytest.mark.parametrize(
+    ("mode", "failover", "able", "tried"),
+    [
+        ("auto", True, ALL, ("san", "hotadd", "nbdssl")),
+        ("auto", True, {"hotadd", "nbd"}, ("hotadd", "nbd")),
+        ("auto", False, {"hotadd", "nbd"}, ("hotadd",)),
+        ("san", True, ALL, ("san", "nbdssl")),
+        ("san", True, {"nbd"}, ("nbd",)),
+        ("san", False, ALL, ("san",)),
+        ("san", False, {"nbd"}, ()),
+        ("hotadd", True, {"hotadd"}, ("hotadd",)),
+        ("nbd", True, ALL, ("nbd",)),
+        ("nbd", True, {"nbdssl"}, ()),
+    ],
+)
+def test_modes_to_try_on_a_proxy(mode: str, failover: bool, able: frozenset[str], tried: tuple[str, ...]) -> None:
+    assert usable(mode, able, failover=failover) == tried
+
+
+def test_better_modes_come_first_while_slots_are_free() -> None:
+    site = [
+        proxy("a-net", 4, frozenset({"nbdssl"})),
+        proxy("b-hot", 1, frozenset({"hotadd", "nbdssl"})),
+        proxy("c-san", 2, frozenset({"san", "nbdssl"})),
+    ]
+    found = plan(tasks({"v": 5}, "auto"), site, [Resource("r", 9)], {})
+    assert found is not None
+    assert [a.proxy for a in found.assignments] == ["c-san", "c-san", "b-hot", "a-net", "a-net"]
+    found = plan(tasks({"v": 12}, "auto"), site, [Resource("r", 9)], {"c-san": 2})
+    assert found is not None and "c-san" not in found.slots  # others hold it all
+    assert found.slots["a-net"] == 4 and found.slots["b-hot"] == 1
+
+
+def test_tasks_of_a_lost_proxy_go_to_others_and_first_to_those_that_the_job_holds() -> None:
+    site = [proxy("p1", 2), proxy("p2", 2), proxy("p3", 2)]
+    found = replace(tasks({"a": 2}), site, {"p1"}, {"p2": 1}, {"p1": 2, "p3": 1})
+    assert found is not None and set(found.proxies.values()) == {"p3"} and found.slots == {}
+    found = replace(tasks({"a": 2}), site, {"p1"}, {"p2": 1}, {"p1": 2})
+    assert found is not None and set(found.proxies.values()) <= {"p2", "p3"} and found.slots["p3"] >= 1
+    assert all(n <= 2 - {"p2": 1}.get(p, 0) for p, n in found.slots.items())
+    assert replace(tasks({"a": 1}), site, {"p1"}, {"p2": 2, "p3": 2}, {"p1": 2}) is None
+    with pytest.raises(NoResource):
+        replace(tasks({"a": 1}), site, {"p1", "p2", "p3"}, {}, {})

@@ -55,7 +55,7 @@ def test_movers_start_stop_and_are_reaped(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, repository="points") as (service, client, _, _port):
             hello = await client.call("hello")
-            assert hello["name"] == "repository-1" and hello["roles"] == ["proxy", "repository"]
+            assert hello["name"] == "repository-1" and hello["roles"] == ["repository"]
             assert hello["mover_ports"] == [2500, 3300] and hello["free_bytes"] > 0
             one = await client.call("mover.start", session="s", task="vm:2000", role="source", deadline=20)
             two = await client.call("mover.start", session="s", task="vm:2000", role="target", deadline=20)
@@ -160,9 +160,13 @@ def test_a_repository_keeps_chains(tmp_path: Path) -> None:
         async with serving(tmp_path, repository="points") as (service, client, _, _port):
             assert service.points is not None
             where = {"job": "demo", "vm": "vm1"}
-            assert await client.call("points.newest", **where) == {"point": None}
+            nothing = await client.call("points.newest", **where, capacity=2 << 20)
+            assert nothing["point"] is None and nothing["problem"] is None
+            assert 0 < nothing["need"] == nothing["need_incremental"] < nothing["free"]
             made = await asyncio.to_thread(disks.make_chain, service.points, contents)
-            newest = (await client.call("points.newest", **where))["point"]
+            answer = await client.call("points.newest", **where, capacity=2 << 20)
+            newest = answer["point"]
+            assert answer["need"] > answer["need_incremental"] > 0
             assert newest["point"] == disks.point_id(2) and newest["kind"] == "incremental"
             begin = {**where, "point": disks.point_id(5), "kind": "incremental"}
             await client.call("point.begin", **begin, parent=disks.point_id(2), data=1 << 20, capacity=2 << 20)
