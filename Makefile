@@ -20,7 +20,8 @@ lab-up: setup
 lab-down: setup
 	$(VADPLAB) down
 
-bench: setup
+bench:
+	@scripts/setup.sh bench
 	.venv/bin/python -m bench
 
 # Locks carry versions and hashes, no addresses. Needs uv on PATH.

@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 packages=(python3-venv nbdkit nbdkit-plugin-python python3-libnbd libnbd-bin qemu-utils nftables python3-nftables
   iproute2 conntrack tgt libiscsi-bin qemu-block-extra postgresql wireshark-common tshark openssh-server e2fsprogs fuse3 procps util-linux openssl ca-certificates)
 
+# `setup.sh bench` also installs what the benchmarks compare with.
+if [ "${1:-}" = bench ]; then packages+=(mininet bridge-utils restic borgbackup); fi
+
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 3; }
 
