@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from engine.errors import VadplabError
+from lab.cli.signals import forwarded
 from lab.errors import ConsoleFailed
 from lab.realise.control import ControlClient
 from lab.realise.folders import LabFolder
@@ -24,7 +22,6 @@ from lab.topology import load
 from lab.topology.model import Role
 
 MODULE = "engine.console"
-_FORWARDED = (signal.SIGINT, signal.SIGTERM)
 Line = Callable[[dict[str, Any]], None]
 
 
@@ -56,7 +53,7 @@ def run(lab: LabFolder, argv: list[str], on_line: Line | None = None) -> tuple[i
     errors = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     documents = _Documents(read, on_line)
-    with ControlClient(lab.control_socket) as client, _forwarding(client.signal):
+    with ControlClient(lab.control_socket) as client, forwarded(client.signal):
         try:
             client.send(
                 "exec",
@@ -104,16 +101,3 @@ class _Documents(threading.Thread):
         if self._problem is not None:
             raise ConsoleFailed(f"the console printed something that is not a document: {self._problem}")
         return self._last
-
-
-@contextmanager
-def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    def forward(number: int, frame: FrameType | None) -> None:
-        send(number)
-
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -68,6 +68,9 @@ def render(out: Out, document: dict[str, Any]) -> None:
         "[dim]witnesses: event, counter, packets, socket; . allowed  R refused  P prohibited  T timed out  "
         "? not attempted  ! could not check  - not applicable[/]"
     )
+    if document.get("tasks"):
+        console.print("\ntasks")
+        console.print(_tasks(document["tasks"]))
     idle = [f for f in document["flows"] if f["verdict"] == Verdict.NOT_ATTEMPTED and f["start"] is None]
     if idle:
         console.print("\nrows that nobody attempted")
@@ -134,6 +137,18 @@ def _inside(step: dict[str, Any]) -> str:
         return f"[dim]{escape(step['text'])}[/]"
     evidence = step["evidence"][0]["text"] if step["evidence"] else step["text"]
     return f"[dim]local: {escape(evidence)}[/]" if step["local"] else escape(evidence)
+
+
+def _tasks(tasks: list[dict[str, Any]]) -> Table:
+    table = _table("task", "proxy", "mode", "read by", "bytes", "on 902", "on 3260", "data connection", "failover")
+    for task in tasks:
+        failovers = "; ".join(str(f["reason"]) for f in task["failovers"])
+        counts = (task[key] for key in ("bytes_read", "bytes_902", "bytes_3260", "bytes_data"))
+        numbers = [f"{count:,}" if count is not None else "-" for count in counts]
+        how = f"{task['read'] or '-'}: {task['reason']}" if task["reason"] else str(task["read"] or "-")
+        cells = (task["task"], task["proxy"] or "-", task["mode"] or "-", how, *numbers, failovers)
+        table.add_row(*map(escape, cells))
+    return table
 
 
 def _idle(idle: list[dict[str, Any]]) -> Table:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from lab.cli import console, recorded
 from lab.cli.options import Json, running_lab
@@ -19,10 +20,13 @@ Name = Annotated[str, typer.Argument(help="The job's name.")]
 
 
 class Mode(StrEnum):
-    """Transport modes of this version."""
+    """Transport modes. `auto` stands for Direct SAN, HotAdd and Network, in that order, as far as the proxies can."""
 
-    NBD = "nbd"
+    AUTO = "auto"
+    SAN = "san"
+    HOTADD = "hotadd"
     NBDSSL = "nbdssl"
+    NBD = "nbd"
 
 
 class Direction(StrEnum):
@@ -37,7 +41,7 @@ def list_jobs(context: typer.Context, json: Json = False) -> None:
     """The jobs that the Backup Service knows."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "list"])
-    _finish(out, code, document, "job-list/1")
+    finish(out, code, document, "job-list/1")
     out.table(
         ("job", "VMs", "mode", "direction"),
         ((j["name"], ", ".join(j["vms"]), j["mode"], j["direction"]) for j in document["jobs"]),
@@ -49,7 +53,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """One job with its VMs and disks."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "show", name])
-    _finish(out, code, document, "job/1")
+    finish(out, code, document, "job/1")
     job = document.get("job", document)
     out.table(("what", "value"), ((key, value) for key, value in job.items() if key != "schema"))
 
@@ -63,6 +67,11 @@ def run(
         Direction | None,
         typer.Option("--data-direction", help="Which Data Mover opens the data connection (default: the job's)."),
     ] = None,
+    failover: Annotated[
+        bool | None,
+        typer.Option("--failover/--no-failover", help="Whether another mode may take over (default: the job's)."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read every disk whole: a new full restore point.")] = False,
     json: Json = False,
 ) -> None:
     """Run a job, record its connections and judge them. Ctrl-C stops the job cleanly: thaw, commit, exit 1."""
@@ -70,6 +79,8 @@ def run(
     argv = ["job", "run", name]
     argv += ["--mode", mode.value] if mode else []
     argv += ["--direction", direction.value] if direction else []
+    argv += [] if failover is None else ["--failover" if failover else "--no-failover"]
+    argv += ["--full"] if full else []
     with Progressing(out) as show_line:
         done = recorded.run(running_lab(context), "job", argv, show_line)
     # When nobody answered the console, the Backup Service has said nothing of points: there is none of this run.
@@ -84,7 +95,7 @@ def stop(context: typer.Context, name: Name, json: Json = False) -> None:
     """Stop a running job: guests thaw, snapshots are committed."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "stop", name])
-    _finish(out, code, document, "job-stop/1")
+    finish(out, code, document, "job-stop/1")
     out.text(f"{name}: stopped")
 
 
@@ -96,7 +107,13 @@ def _say(out: Out, document: dict[str, Any]) -> None:
             out.text(f"  [{error['code']}] step {error.get('step')}: {error['message']}".replace("[", "\\["))
             out.text(f"  [dim]next: {error['next']}[/]")
     for point in document.get("restore_points", []):
-        out.text(f"  restore point {point['point']} of {point['vm']}: {point['consistency']}-consistent")
+        kind = f"{point['kind']}, " if point.get("kind") else ""
+        out.text(f"  restore point {point['point']} of {point['vm']}: {kind}{point['consistency']}-consistent")
+    for task in (t for vm in document.get("vms", []) for t in vm.get("tasks", [])):
+        how = f", read by {task['read']} ({task['reason']})" if task.get("read") else ""
+        failed = "".join(f"; {f['mode']} was not possible: {f['message']}" for f in task.get("failed_over") or [])
+        text = f"{task['task']}: {task.get('mode') or 'not opened'}{how}{failed}"
+        out.text(f"  [dim]{escape(text)}[/]")
 
 
 def finish(out: Out, code: int, document: dict[str, Any], schema: str) -> None:
@@ -109,9 +126,6 @@ def finish(out: Out, code: int, document: dict[str, Any], schema: str) -> None:
     out.document(schema, _without_schema(document))
     if code:
         raise typer.Exit(code)
-
-
-_finish = finish
 
 
 def _without_schema(document: dict[str, Any]) -> dict[str, Any]:

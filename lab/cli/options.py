@@ -44,6 +44,6 @@ def new_lab(context: typer.Context) -> LabFolder:
     return folders.folder(root(context).lab or folders.DEFAULT_NAME)
 
 
-def existing_file(path: Path) -> Path:
-    """The absolute path of a file that the user named."""
+def absolute(path: Path) -> Path:
+    """The absolute path of a file or folder that the user named; whether it is there is for the command to say."""
     return path.expanduser().absolute()

@@ -1,27 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""`vadplab points`: the restore points in the lab's repositories. Read from the repositories' folders, lab up or down."""
+"""`vadplab points`: the restore points in the lab's repositories: list, verify, prune, import.
+
+Works on the repositories' folders, lab up or down; the locks of the repository keep it and running jobs apart.
+"""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from engine.errors import InputError
+from engine.errors import InputError, VadplabError
+from engine.service.restore import PointUnknown
+from engine.store import health, importing, retention
 from engine.store.manifest import Manifest
 from engine.store.points import Point, Points
-from lab.cli.options import Json, any_lab
+from lab.cli.options import Json, absolute, any_lab
 from lab.cli.output import Out
+from lab.errors import exit_status
+from lab.judge.report import combine
 from lab.realise.folders import LabFolder
 
-app = typer.Typer()
+app = typer.Typer(invoke_without_command=True)
+
+Vm = Annotated[str | None, typer.Option("--vm", help="Points of this VM only.")]
 
 
-class PointUnknown(InputError):
-    """No restore point of that name is in the lab's repositories."""
+class RepositoryUnknown(InputError):
+    """The lab has no such repository, or several and none was named."""
 
-    code = "point.unknown"
-    advice = "`vadplab points` lists them."
+    code = "point.repository"
+    advice = "Name a repository host with --repository; `vadplab points` shows them."
 
 
 def repositories(lab: LabFolder) -> dict[str, Path]:
@@ -49,16 +61,147 @@ def find(lab: LabFolder, name: str, vm: str | None) -> tuple[Path, Manifest]:
     raise PointUnknown(f"several VMs have a restore point {name}: {', '.join(m.vm.name for _, m in found)}")
 
 
-@app.command("points")
+@app.callback()
 def points(context: typer.Context, json: Json = False) -> None:
-    """The restore points of a lab, oldest first."""
+    """The restore points of a lab. Without a verb: lists them, oldest first."""
+    if context.invoked_subcommand is None:
+        _list(context, json)
+
+
+@app.command("list")
+def list_points(context: typer.Context, json: Json = False) -> None:
+    """List the restore points, oldest first."""
+    _list(context, json)
+
+
+def _list(context: typer.Context, json: bool) -> None:
     out = Out(json)
     found = every(any_lab(context))
     out.document("points/1", {"points": [{"repository": host, **point.summary()} for host, point in found]})
     out.table(
-        ("point", "VM", "job", "consistency", "disks", "stored", "repository"),
+        ("point", "VM", "job", "kind", "consistency", "disks", "stored", "repository"),
         (_row(host, p.manifest) if p.manifest else (p.folder.name, f"damaged: {p.error}") for host, p in found),
     )
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    point: Annotated[str | None, typer.Argument(metavar="[POINT]", help="One point (default: all).")] = None,
+    vm: Vm = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Check the structure of the files as well.")] = False,
+    json: Json = False,
+) -> None:
+    """Read every byte of restore points and of what they stand on; name what is damaged and what is intact."""
+    out, lab = Out(json), any_lab(context)
+    found: list[dict[str, Any]] = []
+    if point is not None:
+        folder, _ = find(lab, point, vm)
+        found += _health(_host_of(lab, folder), health.verify(folder.parent, only=folder.name, deep=deep))
+    else:
+        for host, repository in repositories(lab).items():
+            out.notice(f"[dim]{host}: reading {repository}[/]")
+            for one in health.verify_repository(repository, vm=vm, deep=deep):
+                found += _health(host, one)
+    if not found:
+        raise PointUnknown("there is no restore point to verify" + (f" of {vm}" if vm else ""))
+    intact = all(p["intact"] and not p["damage"] for p in found)
+    code = 0 if intact else 1
+    out.document("points-verify/1", {"intact": intact, "points": found, "exit_code": code})
+    out.table(
+        ("point", "VM", "intact", "disks that can be restored", "repository"),
+        ((p["point"], p["vm"], p["intact"], ", ".join(map(str, p["intact_disks"])), p["repository"]) for p in found),
+    )
+    for damage in (d for p in found for d in p["damage"]):
+        out.text(f"[red]damaged[/] {escape(str(damage['text']))}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Keep the newest N points of each VM.")] = None,
+    days: Annotated[int | None, typer.Option("--days", min=1, help="Keep points not older than N days.")] = None,
+    vm: Vm = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove old restore points; those that others stand on are merged into them before."""
+    policy = retention.Policy(count, days)
+    out, lab, now = Out(json), any_lab(context), datetime.now(UTC)
+    done: list[dict[str, Any]] = []
+    codes: list[int] = []
+    for host, folder in repositories(lab).items():
+        store = Points(folder)
+        readable = [p.manifest for p in store.list() if p.manifest is not None]
+        for job, name in sorted({(m.job, m.vm.name) for m in readable if vm in (None, m.vm.name)}):
+            entry: dict[str, Any] = {"repository": host, "job": job, "vm": name, "merges": [], "removals": []}
+            try:
+                plan = retention.plan_for if dry else retention.apply
+                entry |= plan(store, job, name, policy, now).to_dict() | {"error": None}
+            except VadplabError as exc:
+                entry["error"] = exc.to_dict()
+                codes.append(exit_status(exc))
+            done.append(entry)
+    if vm is not None and not done:
+        raise PointUnknown(f"there is no restore point of {vm}")
+    code = combine(*codes)
+    out.document("points-prune/1", {"dry_run": dry, "vms": done, "exit_code": code})
+    out.table(
+        ("VM", "job", "would be merged" if dry else "merged", "would go" if dry else "removed", "repository", "error"),
+        (
+            (e["vm"], e["job"], *(", ".join(e[k]) for k in ("merges", "removals")), e["repository"], _words(e["error"]))
+            for e in done
+        ),
+    )
+    raise typer.Exit(code)
+
+
+@app.command("import")
+def import_points(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A copied repository, or part of one.")],
+    repository: Annotated[
+        str | None, typer.Option("--repository", metavar="HOST", help="Where to (default: the only one).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Copy restore points of a folder into a repository; each is checked before it becomes visible."""
+    out, lab = Out(json), any_lab(context)
+    host, target = _repository(lab, repository)
+    source = absolute(folder)
+    if not source.is_dir():
+        raise InputError(f"{source} is no folder", next="Name a folder with restore points.")
+    done = importing.import_points(Points(target), source).to_dict()
+    code = combine(*(1 for _ in done["refused"]))
+    out.document("points-import/1", {"repository": host, **done, "exit_code": code})
+    for path in done["points"]:
+        out.text(f"[green]imported[/] {escape(path)}")
+    for one in done["refused"]:
+        out.text(f"[red]refused[/] {escape(one['folder'])}: {escape(str(one['message']))}")
+    raise typer.Exit(code)
+
+
+def _repository(lab: LabFolder, name: str | None) -> tuple[str, Path]:
+    known = repositories(lab)
+    if name is None and len(known) == 1:
+        return next(iter(known.items()))
+    if name is None or name not in known:
+        said = f"{name} is no repository of this lab" if name else "which repository?"
+        raise RepositoryUnknown(f"{said}: there are {', '.join(known) or 'none'}")
+    return name, known[name]
+
+
+def _host_of(lab: LabFolder, folder: Path) -> str:
+    return next(host for host, path in repositories(lab).items() if folder.is_relative_to(path))
+
+
+def _health(host: str, found: health.Health) -> list[dict[str, Any]]:
+    return [{"repository": host, **point.to_dict()} for point in found.points]
+
+
+def _words(error: dict[str, Any] | None) -> str:
+    return f"[{error['code']}] {error['message']}" if error else ""
 
 
 def _row(host: str, manifest: Manifest) -> tuple[str, ...]:
@@ -66,6 +209,7 @@ def _row(host: str, manifest: Manifest) -> tuple[str, ...]:
         manifest.point,
         manifest.vm.name,
         manifest.job,
+        manifest.kind,
         manifest.consistency,
         ", ".join(str(disk.key) for disk in manifest.disks),
         f"{sum(disk.stored for disk in manifest.disks) / 1048576:.1f} MiB",

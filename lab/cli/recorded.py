@@ -7,6 +7,7 @@ stronger of both (precedence of `lab.judge.report`).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Recorded:
 def run(lab: LabFolder, kind: str, argv: list[str], on_line: console.Line | None = None) -> Recorded:
     """Records, runs `argv` on the console with a session of its own, and judges.
 
+    When the recording can not be ended or judged, the engine's result stays and `unjudged` says why.
+
     Raises:
         LabNotRunning, RunBusy and the like: nothing was started.
     """
@@ -82,9 +85,18 @@ def run(lab: LabFolder, kind: str, argv: list[str], on_line: console.Line | None
     folder = Path(begun["folder"])
     try:
         code, document = console.run(lab, [*argv, "--session", session], on_line)
-    finally:
-        control.call(lab.control_socket, "run.end", timeout=END, run=name, session=session)
+    except BaseException:
+        # The recording must end in any case; the command's own failure is the one that counts.
+        with contextlib.suppress(VadplabError):
+            _end(lab, name, session)
+        raise
     try:
+        # What could not be recorded (`problems` of run.end) is in the run folder: the judge says it.
+        _end(lab, name, session)
         return Recorded(name, folder, code, document, judge(folder))
     except VadplabError as exc:
         return Recorded(name, folder, code, document, None, exc)
+
+
+def _end(lab: LabFolder, run: str, session: str) -> None:
+    control.call(lab.control_socket, "run.end", timeout=END, run=run, session=session)

@@ -11,15 +11,13 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from lab.cli.signals import TERMINAL, forwarded
 from lab.realise.control import ControlClient
 from lab.realise.folders import LabFolder
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
@@ -37,21 +35,8 @@ def run(lab: LabFolder, host: str, argv: list[str], *, module: str | None = None
     with ControlClient(lab.control_socket) as client:
         if interactive:
             return _on_terminal(client, params)
-        with _forwarding(client.signal):
+        with forwarded(client.signal, TERMINAL):
             return int(client.call("exec", timeout=None, fds=[0, 1, 2], **params)["code"])
-
-
-@contextlib.contextmanager
-def _forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    def forward(number: int, frame: FrameType | None) -> None:
-        send(number)
-
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _on_terminal(client: ControlClient, params: dict[str, Any]) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`vadplab restore`: a disk of a restore point to a file; compared with the storage's truth record on request.
+"""`vadplab restore`: a disk of a restore point to a file (`disk`, also without that word), single files (`files`).
 
-With the lab up it runs like a job (console, service, Data Mover on the repository) and is recorded and judged; with the
-lab down the repository's folder is read directly.
+A disk with the lab up is restored like a job runs (console, service, Data Mover on the repository), recorded and judged; with
+the lab down, and for single files, the repository's folder is read directly.
 """
 
 from __future__ import annotations
@@ -11,44 +11,58 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
+from rich.markup import escape
+from typer.core import TyperGroup
 
-from engine.errors import InputError
+from engine.console.commands import TargetExists
+from engine.errors import InputError, VadplabError
+from engine.service.restore import DiskUnknown
+from engine.store.files import PointFiles
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.restore import PointDisk, to_file
 from lab.cli import recorded
-from lab.cli.options import Json, any_lab, existing_file
+from lab.cli.options import Json, absolute, any_lab
 from lab.cli.output import Out
 from lab.cli.points import find
 from lab.cli.progress import Progressing
+from lab.errors import exit_status
 from lab.judge import truth
 from lab.judge.consistency import check as check_consistency
 from lab.judge.report import combine
 from lab.realise.folders import LabFolder
 
-app = typer.Typer()
+
+class RestoreGroup(TyperGroup):
+    """A group in which `restore POINT …` means `restore disk POINT …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `disk` before arguments that begin with no verb."""
+        known = {*self.commands, *self.get_help_option_names(ctx)}
+        if args and args[0] not in known:
+            args = ["disk", *args]
+        return list(super().parse_args(ctx, args))
 
 
-class DiskUnknown(InputError):
-    """The restore point has no such disk."""
+app = typer.Typer(cls=RestoreGroup, no_args_is_help=True)
 
-    code = "point.disk"
-    advice = "Name a disk by its number (1 for `Hard disk 1`) or its key (2000); `vadplab points --json` lists them."
-
-
-class TargetExists(InputError):
-    """The file to restore to is there already, or its folder is not."""
-
-    code = "restore.target"
-    advice = "Name a new file in a folder that exists; nothing was overwritten."
+PointName = Annotated[str, typer.Argument(metavar="POINT", help="A restore point (`vadplab points`).")]
+DiskNumber = Annotated[int, typer.Option("--disk", metavar="N", help="Number (1 for `Hard disk 1`) or key (2000).")]
+VmName = Annotated[str | None, typer.Option("--vm", help="When several VMs have a point of that name.")]
 
 
-@app.command("restore")
-def restore(
+@app.callback()
+def restore() -> None:
+    """Restore from a restore point: a disk to a file, or single files."""
+
+
+@app.command("disk")
+def restore_disk(
     context: typer.Context,
-    point: Annotated[str, typer.Argument(metavar="POINT", help="A restore point (`vadplab points`).")],
-    disk: Annotated[int, typer.Option("--disk", metavar="N", help="Number (1 for `Hard disk 1`) or key (2000).")],
+    point: PointName,
+    disk: DiskNumber,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The new file; holes stay holes.")],
-    vm: Annotated[str | None, typer.Option("--vm", help="When several VMs have a point of that name.")] = None,
+    vm: VmName = None,
     compare: Annotated[bool, typer.Option("--compare", help="Compare with the storage's truth record.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check its file system and ledger.")] = False,
     json: Json = False,
@@ -58,7 +72,7 @@ def restore(
     lab = any_lab(context)
     folder, manifest = find(lab, point, vm)
     entry = _disk(manifest, disk)
-    target = existing_file(to)
+    target = absolute(to)
     if target.exists() or not target.parent.is_dir():
         raise TargetExists(f"{target} " + ("exists" if target.exists() else "is in no folder"))
     codes: list[int] = []
@@ -72,13 +86,87 @@ def restore(
         done.say(out)
     else:
         document |= {"result": "success", **_from_folder(folder, entry.key, target)}
-    _after(out, lab, manifest, entry, target, document, codes, compare=compare, check=check)
+    if target.exists():
+        out.text(f"{manifest.vm.name}, {entry.label}: restored to {target} ({target.stat().st_size} bytes)")
+        _after(out, lab, manifest, entry, target, document, codes, compare=compare, check=check)
     document["exit_code"] = combine(*codes)
     out.document("restore/1", document)
     error = document.get("error")
     if error:
-        out.text(f"[red]\\[{error['code']}][/] {error['message']}\n  [dim]next: {error['next']}[/]")
+        _say_error(out, error)
     raise typer.Exit(combine(*codes))
+
+
+@app.command("files")
+def restore_files(
+    context: typer.Context,
+    point: PointName,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="Files or folders on the disk, from its root.")],
+    disk: DiskNumber,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FOLDER", help="An existing folder to write into.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Only list what is there.")] = False,
+    partition: Annotated[
+        int | None, typer.Option("--partition", min=1, help="Partition, where the disk has several.")
+    ] = None,
+    vm: VmName = None,
+    json: Json = False,
+) -> None:
+    """Restore single files of an ext4 disk, without mounting it and without root. Nothing is overwritten."""
+    out = Out(json)
+    if listing == (to is not None):
+        raise InputError("either --to FOLDER or --list", next="--list shows what is there, --to FOLDER restores it.")
+    folder, manifest = find(any_lab(context), point, vm)
+    entry = _disk(manifest, disk)
+    target = absolute(to) if to is not None else None
+    if target is not None and not target.is_dir():
+        raise TargetExists(f"{target} is no folder")
+    document: dict[str, Any] = {
+        "point": point,
+        "vm": manifest.vm.name,
+        "disk": entry.key,
+        "to": str(target or "") or None,
+    }
+    found: list[dict[str, Any]] = []
+    codes: list[int] = []
+    with PointFiles(folder, entry.key, partition=partition) as files:
+        for path in paths:
+            one: dict[str, Any] = {"path": path, "error": None}
+            try:
+                one |= (
+                    {"entries": [e.to_dict() for e in files.list(path)]}
+                    if target is None
+                    else files.extract(path, target).to_dict()
+                )
+            except VadplabError as exc:
+                one["error"] = exc.to_dict()
+                codes.append(exit_status(exc))
+            found.append(one)
+            _say_path(out, one)
+    out.document("restore-files/1", {**document, "paths": found, "exit_code": combine(*codes)})
+    raise typer.Exit(combine(*codes))
+
+
+def _say_path(out: Out, one: dict[str, Any]) -> None:
+    if one["error"]:
+        _say_error(out, one["error"])
+    elif "entries" in one:
+        out.table(
+            ("mode", "size", "kind", "name"),
+            (
+                (e["mode"], e["size"], e["kind"], e["name"] + (f" → {e['target']}" if e["target"] else ""))
+                for e in one["entries"]
+            ),
+        )
+    else:
+        out.text(f"{escape(one['path'])}: {one['files']} files, {one['folders']} folders, {one['bytes']} bytes")
+        for skipped in one["skipped"]:
+            out.text(f"  [yellow]left out[/] {escape(skipped)}")
+
+
+def _say_error(out: Out, error: dict[str, Any]) -> None:
+    out.text(
+        f"[red]\\[{error['code']}][/] {escape(str(error['message']))}\n  [dim]next: {escape(str(error['next']))}[/]"
+    )
 
 
 def _from_folder(folder: Path, key: int, target: Path) -> dict[str, Any]:
@@ -99,25 +187,58 @@ def _after(
     compare: bool,
     check: bool,
 ) -> None:
-    """Comparison and checks of the restored file; an unsuccessful restore has none."""
-    if not target.exists():
-        return
-    out.text(f"{manifest.vm.name}, {entry.label}: restored to {target} ({target.stat().st_size} bytes)")
+    """Comparison and checks of the restored file. What can not be compared or checked is said in the document."""
     if compare:
         store = entry.path.partition("]")[0].removeprefix("[")
-        record = truth.find(lab.fakes / f"storage-{store}", vm=manifest.vm.name, mark=manifest.session, key=entry.key)
-        comparison = truth.compare(target, record)
-        document["comparison"] = comparison.to_dict()
-        codes.append(0 if comparison.equal else 1)
-        verdict = "[green]equal[/]" if comparison.equal else f"[red]{comparison.differing} blocks differ[/]"
-        out.text(f"  truth record of the storage: {verdict} ({comparison.blocks} blocks of 64 KiB)")
+        try:
+            record = truth.find(
+                lab.fakes / f"storage-{store}",
+                vm=manifest.vm.name,
+                mark=manifest.session,
+                key=entry.key,
+                wait=truth.WAIT if lab.running() else 0.0,
+            )
+            comparison = truth.compare(target, record)
+        except VadplabError as exc:
+            document["comparison"] = {"equal": None, "error": exc.to_dict()}
+            codes.append(exit_status(exc))
+            _say_error(out, exc.to_dict())
+        else:
+            document["comparison"] = comparison.to_dict()
+            codes.append(0 if comparison.equal else 1)
+            verdict = "[green]equal[/]" if comparison.equal else f"[red]{comparison.differing} blocks differ[/]"
+            out.text(f"  truth record of the storage: {verdict} ({comparison.blocks} blocks of 64 KiB)")
     if check:
-        consistency = check_consistency(target)
-        document["consistency"] = consistency.to_dict()
-        codes.append(0 if consistency.sound else 1)
-        colour = "green" if consistency.sound else "red"
-        ledger = f", ledger of {consistency.ledger.get('bookings')} rows unbroken" if consistency.ledger else ""
-        out.text(f"  file system: [{colour}]{consistency.filesystem}[/]{ledger}")
+        needs_ledger = is_guest_disk(lab, manifest.vm.name, entry)
+        try:
+            found = check_consistency(target, claimed=manifest.consistency, needs_ledger=needs_ledger)
+        except VadplabError as exc:
+            document["check"] = {"sound": None, "error": exc.to_dict()}
+            codes.append(exit_status(exc))
+            _say_error(out, exc.to_dict())
+        else:
+            document["check"] = found.to_dict()
+            codes.append(0 if found.sound else 1)
+            colour = "green" if found.sound else "red"
+            whole = found.ledger and found.ledger.get("ok")
+            ledger = f", ledger of {found.ledger.get('bookings')} rows unbroken" if found.ledger and whole else ""
+            out.text(f"  file system: [{colour}]{found.filesystem}[/], claimed {found.claimed}{ledger}")
+            for problem in found.problems:
+                out.text(f"  [red]{problem}[/]")
+
+
+def is_guest_disk(lab: LabFolder, vm: str, entry: DiskEntry) -> bool:
+    """Whether the lab's inventory made this disk as the root disk of a guest that runs: then a ledger must be on it."""
+    try:
+        inventory = yaml.safe_load(lab.inventory_file.read_text()) or {}
+    except (OSError, yaml.YAMLError):
+        return False
+    for machine in inventory.get("vms") or []:
+        if machine.get("name") == vm and machine.get("power") == "on":
+            disks = machine.get("disks") or []
+            number = next((n for n in range(len(disks)) if entry.label == f"Hard disk {n + 1}"), None)
+            return number is not None and disks[number].get("contents") == "guest"
+    return False
 
 
 def _disk(manifest: Manifest, disk: int) -> DiskEntry:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from firewall_rules.needs import kind_of
-from lab.judge import invariants, steps, verdict
+from lab.judge import invariants, steps, tasks, verdict
 from lab.judge.evidence import Evidence
 from lab.judge.invariants import BROKEN, Invariant
 from lab.judge.join import join
@@ -98,6 +98,7 @@ class Report:
             "schema": FLOWS_SCHEMA,
             **self._head(),
             "steps": [s.to_dict() for s in self.steps],
+            "tasks": [t.to_dict() for t in tasks.records(self.evidence.events, self.flows)],
             "flows": [verdict.to_dict(f) for f in self.flows],
             "foreign": [_foreign_dict(f) for f in self.foreign] + [self._datagrams(o) for o in self.evidence.others],
             "invariants": {i.id: i.state for i in self.invariants},

@@ -196,7 +196,7 @@ def test_wrong_names_in_a_running_lab(drill: Lab, tmp_path: Path) -> None:
     assert_error(drill("flows", "ghost-run"), "run.unknown", MISSING, "ghost-run")
     assert_error(drill("pcap", "ghost-run"), "run.unknown", MISSING)
     to = ("--disk", "1", "--to", str(tmp_path / "disk"))
-    assert_error(drill("restore", "20010101T000000Z-0000", *to), "point.unknown", BAD, "20010101T000000Z-0000")
+    assert_error(drill("restore", "20010101T000000Z-0000", *to), "restore.point-unknown", BAD, "20010101T000000Z-0000")
     assert not (tmp_path / "disk").exists()
     assert len(drill.done("runs")["runs"]) <= runs + 1, "only the refused job was worth a record"
 
@@ -220,8 +220,8 @@ def test_restores_that_can_not_be(drill: Lab, tmp_path: Path) -> None:
     argv = ("restore", point["point"], "--vm", "files-vm")
     there = tmp_path / "there"
     there.write_text("mine")
-    assert_error(drill(*argv, "--disk", "2", "--to", str(there)), "restore.target", BAD, "there")
+    assert_error(drill(*argv, "--disk", "2", "--to", str(there)), "restore.target-exists", BAD, "there")
     assert there.read_text() == "mine"
-    assert_error(drill(*argv, "--disk", "2", "--to", str(tmp_path / "no" / "x")), "restore.target", BAD, "no folder")
-    assert_error(drill(*argv, "--disk", "7", "--to", str(tmp_path / "x")), "point.disk", BAD, "7", "Hard disk 1")
+    assert_error(drill(*argv, "--disk", "2", "--to", str(tmp_path / "no" / "x")), "restore.target-exists", BAD, "no folder")
+    assert_error(drill(*argv, "--disk", "7", "--to", str(tmp_path / "x")), "restore.disk-unknown", BAD, "7", "Hard disk 1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]

@@ -135,8 +135,8 @@ def test_ssh_blocked_is_a_warning_and_never_a_guest_operation(drill: Lab, tmp_pa
     disk = ("restore", points["linux-vm"]["point"], "--vm", "linux-vm", "--disk", "1", "--to", str(tmp_path / "disk"))
     restored = drill.done(*disk, "--compare", "--check")
     assert restored["comparison"]["equal"]
-    assert restored["consistency"]["filesystem"] == "crash-consistent"
-    assert restored["consistency"]["sound"]
+    assert restored["check"]["filesystem"] == "crash-consistent"
+    assert restored["check"]["sound"]
 
 
 def test_console_blocked_fails_the_caller_alone(drill: Lab) -> None:

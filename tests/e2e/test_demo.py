@@ -139,9 +139,9 @@ def test_a_restored_disk_equals_the_truth(
     assert image.stat().st_size == size
     assert image.stat().st_blocks * 512 < size // 2, "holes stay holes"
     if vm == "linux-vm":
-        assert answer["consistency"]["filesystem"] == "file-system-consistent"
-        assert answer["consistency"]["ledger"]["ok"]
-        assert answer["consistency"]["ledger"]["bookings"] > 0
+        assert answer["check"]["filesystem"] == "file-system-consistent"
+        assert answer["check"]["ledger"]["ok"]
+        assert answer["check"]["ledger"]["bookings"] > 0
         assert_file_system_was_flushed(image)
 
 

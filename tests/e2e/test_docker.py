@@ -86,7 +86,7 @@ def test_demo_with_vcsim_in_a_container(lab: Lab, tmp_path: Path) -> None:
         *("restore", point["point"], "--vm", "linux-vm", "--disk", "1"),
         *("--to", str(tmp_path / "disk.img"), "--compare", "--check"),
     )
-    assert restored["comparison"]["equal"] and restored["consistency"]["filesystem"] == "file-system-consistent"
+    assert restored["comparison"]["equal"] and restored["check"]["filesystem"] == "file-system-consistent"
 
 
 @pytest.mark.parametrize("step", ["16", "20c"])

@@ -10,29 +10,18 @@ headers). *Files*: configuration and layout of a disk, the only thing that anoth
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from lab.judge.evidence import Record
 from lab.judge.invariants.attached import attachments
 from lab.judge.invariants.model import NOT_APPLICABLE, Invariant, Scene, first_seen, pair, result, role, unusable
 from lab.judge.marks import Mark, passages
-from lab.judge.verdict import Flow
+from lab.judge.tasks import NFC_PORT, SAN_PORT, Moved, moved_by
 
-NFC_PORT, SAN_PORT = 902, 3260
 FILES = 512 * 1024
 """Bytes that a task may move on a path that is not its mode's: configuration file and layout on 902, a login on 3260."""
 SPARE = 64 * 1024
 """Bytes of the data connection that say nothing of the disk: greetings, headers, digests of a small task."""
 MODES = {"20a": "Direct SAN", "20b": "HotAdd", "20c": "Network"}
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What one task moved, payload bytes: read on 902 and 3260, sent over the data connection; and how many connections."""
-
-    nfc: int
-    san: int
-    data: int
 
 
 def bytes_by_path(scene: Scene) -> Invariant:
@@ -45,7 +34,7 @@ def bytes_by_path(scene: Scene) -> Invariant:
     problems, held = [], []
     for task in tasks:
         mark = [m for m in read if m.task == task][-1]
-        moved = _moved(task, scene)
+        moved = moved_by(task, scene.flows)
         if moved is None:
             return Invariant("I5", NOT_APPLICABLE, f"neither packets nor connection tracking saw {task}", source)
         problems += [f"{task} ({MODES[mark.step]}): {text}" for text in _judged(mark, moved)]
@@ -76,21 +65,6 @@ def _judged(mark: Mark, moved: Moved) -> list[str]:
 
 def _above(moved: Moved) -> Iterable[tuple[int, int]]:
     return [(n, port) for n, port in ((moved.nfc, NFC_PORT), (moved.san, SAN_PORT)) if n > FILES]
-
-
-def _moved(task: str, scene: Scene) -> Moved | None:
-    """Bytes of the task's own connections; None when none of them was measured."""
-    mine = [f for f in scene.flows if f.task == task and f.joined and f.bytes_source]
-    if not mine:
-        return None
-    nfc = sum(_received(f) for f in mine if f.port == NFC_PORT)
-    san = sum(_received(f) for f in mine if f.port == SAN_PORT)
-    return Moved(nfc, san, sum(max(f.payload_sent, f.payload_received) or f.sent for f in mine if f.step == "7"))
-
-
-def _received(flow: Flow) -> int:
-    """Bytes of a connection towards its initiator: payload by sequence numbers, else IP bytes of connection tracking."""
-    return flow.payload_received if flow.joined and flow.joined.packets else flow.received
 
 
 def _attached(read: list[Mark], scene: Scene) -> Iterable[str]:
