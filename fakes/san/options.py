@@ -97,7 +97,9 @@ def _portal(value: str) -> tuple[str, int]:
 
 def _network(value: str) -> str:
     try:
-        return str(ip_network(value) if "/" in value else ip_address(value))
+        allowed = ip_network(value) if "/" in value else ip_network(ip_address(value))
+        # tgt shifts by the prefix: with all bits of it nobody may log in, so one address stands without
+        return str(allowed.network_address if allowed.prefixlen == allowed.max_prefixlen else allowed)
     except ValueError as exc:
         raise ValueError(f"not an initiator's address or network: {exc}") from None
 

@@ -140,7 +140,7 @@ async def san(supervisor: Supervisor) -> list[Daemon]:
     for store in plan.vsphere.datastores:
         info = await fabric.call(supervisor.fabric / f"storage-{store.name}.sock", "datastore.info")
         luns += ["--lun", info["lun"]["path"], "--naa", info["lun"]["naa"], "--name", store.name]
-    allowed = [part for name in array.initiators for part in ("--initiator", f"{plan.ip(name)}/32")]
+    allowed = [part for name in array.initiators for part in ("--initiator", plan.ip(name))]
     argv = (
         *("--listen", plan.ip(array.host), *luns, *allowed),
         *("--chap", array.username, "--chap-password-file", str(deploy.chap_file(lab, array.host))),
