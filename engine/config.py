@@ -26,7 +26,7 @@ Relative paths are relative to the file's folder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -34,8 +34,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from engine.dialer import Dialer
 from engine.errors import InputError
 from engine.events import EventLog
-from engine.model.connect import Place, place
 from engine.rpc.identity import Identity
+
+if TYPE_CHECKING:
+    from engine.model.connect import Place
 
 SERVICE_PORT = 9392
 TRANSPORT_PORT = 6162
@@ -134,6 +136,9 @@ class EngineConfig(_Strict):
         """Where the Backup Service's configuration database is. Raises InputError when this machine has none."""
         if self.service is None:
             raise InputError(f"{self.name}: the configuration has no `service`")
+        # Only the Backup Service has a database: the other processes start in half the time without its libraries.
+        from engine.model.connect import place
+
         return place(
             self.service.database,
             password=self.service.database_password,

@@ -36,14 +36,16 @@ control connection ends, or `hello` does not come in time, the mover gives up an
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.modes.nfc.aio import Packing
-from engine.modes.opening import Request
 from engine.modes.source import Extent
 from engine.rpc.server import BadParams
+
+if TYPE_CHECKING:
+    from engine.modes.opening import Request
 
 VERSION = "1"
 Role = Literal["source", "target", "restore"]
@@ -151,7 +153,9 @@ class SourceOpen(_Modes):
     chap: ChapSecret | None = None
 
     def request(self) -> Request:
-        """For `engine.modes.opening`."""
+        """For `engine.modes.opening`, which is loaded on proxies only."""
+        from engine.modes.opening import Request
+
         return Request(
             modes=self.in_order,
             failover=self.failover,
@@ -205,7 +209,9 @@ class WriterOpen(_Modes):
     steps: WriterSteps = WriterSteps()
 
     def request(self) -> Request:
-        """For `engine.modes.opening`."""
+        """For `engine.modes.opening`, which is loaded on proxies only."""
+        from engine.modes.opening import Request
+
         return Request(
             modes=self.in_order,
             failover=self.failover,

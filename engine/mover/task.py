@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
@@ -21,12 +21,14 @@ from engine.mover.background import background
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
 from engine.mover.restore_pipeline import send_disk
-from engine.mover.source_side import Report, SourceSide
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
-from engine.mover.writer_side import WriterSide
 from engine.rpc.identity import Identity
 from engine.store.restore import PointDisk
+
+if TYPE_CHECKING:
+    from engine.mover.source_side import Report, SourceSide
+    from engine.mover.writer_side import WriterSide
 
 LINK_DEADLINE = 120.0
 STREAM_DEADLINE = 120.0
@@ -49,8 +51,8 @@ class MoverTask:
         self._listener: DataListener | None = None
         self._dialed: DataLink | None = None
         self._link: asyncio.Future[DataLink] | None = None
-        self._source = SourceSide(config, self.dialer, self._stop)
-        self._writer = WriterSide(config, self.dialer, self._stop)
+        self._source: SourceSide | None = None
+        self._writer: WriterSide | None = None
         self._target: TargetPipeline | None = None
         self._disk: PointDisk | None = None
         self._restore: asyncio.Future[dict[str, int]] | None = None
@@ -106,12 +108,19 @@ class MoverTask:
     async def source_open(self, params: protocol.SourceOpen) -> dict[str, Any]:
         """Logs in, takes a ticket, reads the configuration file on 902, opens the disk in the first mode that works."""
         self._need(self.role == "source", "not a source")
+        if self._source is None:
+            # A repository's mover never needs these modules, which bring the vSphere library: it starts without them.
+            from engine.mover.source_side import SourceSide
+
+            self._source = SourceSide(self.config, self.dialer, self._stop)
         return await self._source.open(params)
 
     async def source_read(self, params: protocol.SourceRead, report: Report) -> dict[str, Any]:
         """Reads the disk, or what of it is asked for, and sends it over the data link; reports progress."""
         self._need(self.role == "source", "not a source")
         link = await self._ready_link("source.read")
+        if self._source is None:
+            raise NotReady("source.read before source.open")
         result = await self._source.read(params, link, self._throttle, self.rules, report)
         link.close()
         self._note_bytes()
@@ -122,12 +131,18 @@ class MoverTask:
     async def writer_open(self, params: protocol.WriterOpen) -> dict[str, Any]:
         """Opens the disk of a restored VM for writing."""
         self._need(self.role == "restore", "not a restore")
+        if self._writer is None:
+            from engine.mover.writer_side import WriterSide
+
+            self._writer = WriterSide(self.config, self.dialer, self._stop)
         return await self._writer.open(params)
 
     async def writer_write(self, report: Report) -> dict[str, Any]:
         """Writes what the repository's Data Mover sends; reports progress."""
         self._need(self.role == "restore", "not a restore")
         link = await self._ready_link("writer.write")
+        if self._writer is None:
+            raise NotReady("writer.write before writer.open")
         try:
             return await self._writer.write(link, self.rules.workers, report)
         finally:
@@ -216,8 +231,9 @@ class MoverTask:
         await asyncio.wait([background(self._close)], timeout=CLOSE_DEADLINE)
 
     def _close(self) -> None:
-        self._source.close()
-        self._writer.close()
+        for side in (self._source, self._writer):
+            if side is not None:
+                side.close()
         link = self._link
         if link is not None and link.done() and not link.cancelled() and link.exception() is None:
             link.result().close()
