@@ -24,7 +24,7 @@ ERROR_SCHEMA = "vadplab.error/1"
 
 def main(argv: list[str]) -> int:
     """Runs one command; prints its result and gives its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = command_line().parse_args(argv)
     output = Output("events" if arguments.events else "json" if arguments.json else "text")
     try:
         config = configuration.load(arguments.config)
@@ -80,7 +80,8 @@ def _command(console: Console, arguments: argparse.Namespace) -> Coroutine[Any, 
             )
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The console's verbs and their options."""
     parser = argparse.ArgumentParser(prog="engine.console", description="Console of the backup engine")
     parser.add_argument("--config", type=Path, required=True)
     form = parser.add_mutually_exclusive_group()

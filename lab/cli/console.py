@@ -13,9 +13,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
 from engine.errors import VadplabError
+from lab.cli.output import Out
 from lab.cli.signals import forwarded
-from lab.errors import ConsoleFailed
+from lab.errors import ConsoleFailed, RemoteLabError
 from lab.realise.control import ControlClient
 from lab.realise.folders import LabFolder
 from lab.topology import load
@@ -70,6 +73,21 @@ def run(lab: LabFolder, argv: list[str], on_line: Line | None = None) -> tuple[i
         documents.start()
         code = int(client.result(timeout=None)["code"])
     return code, documents.last()
+
+
+def finish(out: Out, code: int, document: dict[str, Any], schema: str) -> None:
+    """Prints the document of a console command; leaves with its exit code, and its error for people, when it failed."""
+    error = document.get("error") if code else None
+    if error:
+        raise RemoteLabError({**error, "exit_code": code})
+    out.document(schema, without_schema(document))
+    if code:
+        raise typer.Exit(code)
+
+
+def without_schema(document: dict[str, Any]) -> dict[str, Any]:
+    """The engine's document, for one of ours."""
+    return {key: value for key, value in document.items() if key != "schema"}
 
 
 class _Documents(threading.Thread):

@@ -11,7 +11,13 @@ from lab.cli.options import root
 
 app = typer.Typer(no_args_is_help=True)
 
-FAKES = {"vcenter": "fakes.vcenter", "esxi": "fakes.esxi", "disk": "fakes.storage", "san": "fakes.san", "bus": "fakes.scsi_bus"}
+FAKES = {
+    "vcenter": "fakes.vcenter",
+    "esxi": "fakes.esxi",
+    "disk": "fakes.storage",
+    "san": "fakes.san",
+    "bus": "fakes.scsi_bus",
+}
 _RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

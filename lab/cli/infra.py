@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from lab.cli import console, recorded
-from lab.cli.job import finish
+from lab.cli import administration, console, recorded
 from lab.cli.options import Json, running_lab
 from lab.cli.output import Out
 from lab.cli.progress import Progressing
@@ -19,7 +18,7 @@ def show(context: typer.Context, json: Json = False) -> None:
     """vCenters, managed servers and VMs as the configuration database has them."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["infra", "show"])
-    finish(out, code, document, "infra/1")
+    console.finish(out, code, document, "infra/1")
     out.table(
         ("server", "roles", "address", "tasks", "state"),
         (
@@ -45,3 +44,6 @@ def rescan(context: typer.Context, json: Json = False) -> None:
         out.text(f"[red]\\[{error['code']}][/] {error['message']}")
     done.say(out)
     raise typer.Exit(done.exit_code)
+
+
+administration.add(app, "infra", administration.INFRA)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from lab.cli import console, recorded
+from lab.cli import administration, console, recorded
 from lab.cli.options import Json, running_lab
 from lab.cli.output import Out
 from lab.cli.progress import Progressing
@@ -41,7 +41,7 @@ def list_jobs(context: typer.Context, json: Json = False) -> None:
     """The jobs that the Backup Service knows."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "list"])
-    finish(out, code, document, "job-list/1")
+    console.finish(out, code, document, "job-list/1")
     out.table(
         ("job", "VMs", "mode", "direction"),
         ((j["name"], ", ".join(j["vms"]), j["mode"], j["direction"]) for j in document["jobs"]),
@@ -53,7 +53,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     """One job with its VMs and disks."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "show", name])
-    finish(out, code, document, "job/1")
+    console.finish(out, code, document, "job/1")
     job = document.get("job", document)
     out.table(("what", "value"), ((key, value) for key, value in job.items() if key != "schema"))
 
@@ -84,7 +84,7 @@ def run(
     with Progressing(out) as show_line:
         done = recorded.run(running_lab(context), "job", argv, show_line)
     # When nobody answered the console, the Backup Service has said nothing of points: there is none of this run.
-    out.document("job-run/1", {"restore_points": [], **_without_schema(done.document), **done.evidence()})
+    out.document("job-run/1", {"restore_points": [], **console.without_schema(done.document), **done.evidence()})
     _say(out, done.document)
     done.say(out)
     raise typer.Exit(done.exit_code)
@@ -95,7 +95,7 @@ def stop(context: typer.Context, name: Name, json: Json = False) -> None:
     """Stop a running job: guests thaw, snapshots are committed."""
     out = Out(json)
     code, document = console.run(running_lab(context), ["job", "stop", name])
-    finish(out, code, document, "job-stop/1")
+    console.finish(out, code, document, "job-stop/1")
     out.text(f"{name}: stopped")
 
 
@@ -116,17 +116,4 @@ def _say(out: Out, document: dict[str, Any]) -> None:
         out.text(f"  [dim]{escape(text)}[/]")
 
 
-def finish(out: Out, code: int, document: dict[str, Any], schema: str) -> None:
-    """Prints the document of a console command; leaves with its exit code, and its error for people, when it failed."""
-    error = document.get("error") if code else None
-    if error:
-        from lab.errors import RemoteLabError
-
-        raise RemoteLabError({**error, "exit_code": code})
-    out.document(schema, _without_schema(document))
-    if code:
-        raise typer.Exit(code)
-
-
-def _without_schema(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "schema"}
+administration.add(app, "job", administration.JOB)

@@ -32,6 +32,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("doctor", "lab.cli.doctor", "What is needed, what is missing, how to get it.", LAB),
     Entry("infra", "lab.cli.infra", "The backup infrastructure: show, rescan.", BACKUP),
     Entry("job", "lab.cli.job", "Backup jobs: list, show, run, stop.", BACKUP),
+    Entry("rest", "lab.cli.rest", "Tokens of the REST interface.", BACKUP),
     Entry("points", "lab.cli.points", "Restore points: list, verify, prune, import.", BACKUP),
     Entry("restore", "lab.cli.restore", "Restore a disk of a point to a file, or single files.", BACKUP),
     Entry("runs", "lab.cli.runs", "The runs of a lab.", EVIDENCE),
