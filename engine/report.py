@@ -22,6 +22,14 @@ from engine.steps import BY_ID
 RESULT_SCHEMA = "vadplab.job-result/1"
 
 
+class JobStopped(VadplabError):
+    """The job was stopped before it was done."""
+
+    code = "job.stopped"
+    symptom = "stopped"
+    advice = "Run the job again."
+
+
 @dataclass(slots=True)
 class Reporter:
     """Writes each step to the machine's events and tells consoles."""

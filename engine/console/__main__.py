@@ -54,14 +54,11 @@ def _command(console: Console, arguments: argparse.Namespace) -> Coroutine[Any, 
             return console.job_run_over_rest(
                 arguments.name,
                 token_file=arguments.token_file,
-                mode=arguments.mode,
-                direction=arguments.direction,
+                options=_run_options(arguments),
                 session=arguments.session,
             )
         case ("job", "run"):
-            return console.job_run(
-                arguments.name, mode=arguments.mode, direction=arguments.direction, session=arguments.session
-            )
+            return console.job_run(arguments.name, options=_run_options(arguments), session=arguments.session)
         case ("job", "list"):
             return console.job_list()
         case ("job", "show"):
@@ -80,6 +77,12 @@ def _command(console: Console, arguments: argparse.Namespace) -> Coroutine[Any, 
             )
 
 
+def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What differs in this run, as the service takes it."""
+    given = {key: getattr(arguments, key) for key in ("mode", "direction", "failover", "full")}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def command_line() -> argparse.ArgumentParser:
     """The console's verbs and their options."""
     parser = argparse.ArgumentParser(prog="engine.console", description="Console of the backup engine")
@@ -94,6 +97,10 @@ def command_line() -> argparse.ArgumentParser:
     running.add_argument("name")
     running.add_argument("--mode")
     running.add_argument("--direction")
+    running.add_argument(
+        "--failover", action=argparse.BooleanOptionalAction, help="whether another transport mode may take over"
+    )
+    running.add_argument("--full", action="store_true", default=None, help="a new full restore point")
     running.add_argument("--session", help=argparse.SUPPRESS)
     running.add_argument("--rest", action="store_true", help="start it over REST (9419) instead of 9392")
     running.add_argument("--token-file", type=Path, help="file with the token for --rest")

@@ -34,6 +34,10 @@ _OPTIONS: dict[str, str] = {
     "throttle": "rules.throttle",
     "compression_level": "rules.compression_level",
     "snapshot_timeout": "snapshot_timeout",
+    "failover": "failover",
+    "cbt": "cbt",
+    "keep_points": "retention.points",
+    "keep_days": "retention.days",
 }
 
 
@@ -53,6 +57,10 @@ def add_job_verbs(job: Any) -> None:
         for option in ("vcenter", "mode", "direction", "pre-freeze", "post-thaw"):
             parser.add_argument(f"--{option}")
         parser.add_argument("--guest-processing", action=argparse.BooleanOptionalAction)
+        parser.add_argument("--failover", action=argparse.BooleanOptionalAction, help="SAN and HotAdd to Network mode")
+        parser.add_argument("--cbt", action=argparse.BooleanOptionalAction, help="changed block tracking")
+        parser.add_argument("--keep-points", type=int, help="retention: the newest points of each VM")
+        parser.add_argument("--keep-days", type=int, help="retention: the points of so many days")
         parser.add_argument("--throttle", type=int, help="bytes a second")
         parser.add_argument("--compression-level", type=int)
         parser.add_argument("--snapshot-timeout", type=float, help="seconds")

@@ -13,8 +13,8 @@ from engine.config import EngineConfig
 from engine.console.output import Output
 from engine.errors import InputError, VadplabError
 from engine.events import EventLog, new_id
-from engine.manager.report import Reporter
 from engine.mover.receive import receive_disk
+from engine.report import Reporter
 from engine.rpc.client import Client
 
 STOP_DEADLINE = 330.0
@@ -44,10 +44,8 @@ class Console:
         self._config = config
         self._output = output
 
-    async def job_run(
-        self, name: str, *, mode: str | None, direction: str | None, session: str | None
-    ) -> dict[str, Any]:
-        """Runs a job; SIGINT and SIGTERM stop it and wait for its clean end."""
+    async def job_run(self, name: str, *, options: dict[str, Any], session: str | None) -> dict[str, Any]:
+        """Runs a job with `options` (mode, direction, failover, full); SIGINT and SIGTERM stop it and wait for its clean end."""
         session = session or new_id()
         async with _Connection(self._config, session, "1") as client:
             running = asyncio.create_task(
@@ -57,15 +55,14 @@ class Console:
                     idle=QUEUE_IDLE,
                     on_progress=self._output.progress,
                     name=name,
-                    mode=mode,
-                    direction=direction,
+                    **options,
                     session=session,
                 )
             )
             return await _interruptible(running, client.call("job.stop", deadline=STOP_DEADLINE, name=name))
 
     async def job_run_over_rest(
-        self, name: str, *, token_file: Path | None, mode: str | None, direction: str | None, session: str | None
+        self, name: str, *, token_file: Path | None, options: dict[str, Any], session: str | None
     ) -> dict[str, Any]:
         """Runs a job over REST; SIGINT and SIGTERM stop it. There is no progress: the service answers at the end."""
         from engine.console import rest
@@ -77,8 +74,7 @@ class Console:
                 self._config,
                 name,
                 token_file=token_file,
-                mode=mode,
-                direction=direction,
+                options=options,
                 session=session or new_id(),
             )
         )

@@ -14,12 +14,12 @@ _ENDED = "ended"
 
 
 async def job_run(
-    config: EngineConfig, name: str, *, token_file: Path, mode: str | None, direction: str | None, session: str
+    config: EngineConfig, name: str, *, token_file: Path, options: dict[str, Any], session: str
 ) -> dict[str, Any]:
     """Starts a job and waits for its end; gives the run's result document. When cancelled, it stops the job first."""
     token = read_token(token_file)
     events = config.event_log("console", session=session)
-    body = {k: v for k, v in (("mode", mode), ("direction", direction), ("session", session)) if v is not None}
+    body = {**options, "session": session}
     try:
         client = await asyncio.to_thread(RestClient(config, events, token).__enter__)
         try:

@@ -28,7 +28,7 @@ MARGIN = 30.0
 ALIVE = 60.0
 """Seconds without a sign of life in a call that the repository works on for long."""
 QUERY_DEADLINE = 600.0
-QUEUE_IDLE: float | None = None
+QUEUE_IDLE = 90.0
 """Seconds without a sign of life while the run waits for resources."""
 
 

@@ -32,7 +32,7 @@ from engine.manager.peers import Transport
 from engine.manager.run import Run, as_error
 from engine.manager.tasks import DiskTask, VmRun
 from engine.manager.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
-from engine.report import what_is_left
+from engine.report import JobStopped, what_is_left
 from engine.rpc.client import CallTimedOut
 from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 
@@ -43,14 +43,6 @@ IDLE = 60.0
 """Seconds without a sign of life of a Data Mover."""
 CHAIN_UNUSABLE = ("store.parent", "store.locked")
 """Why the repository refuses an incremental: then a full is made."""
-
-
-class JobStopped(VadplabError):
-    """The job was stopped before it was done."""
-
-    code = "job.stopped"
-    symptom = "stopped"
-    advice = "Run the job again."
 
 
 class DiskAppeared(VadplabError):

@@ -4,7 +4,7 @@
     vcenters:
       - {name: vcenter, address: vcenter, port: 443, thumbprint: "AA:BB:…", username: …, password: …}
     servers:
-      - {name: proxy-1, roles: [proxy], address: proxy-1, port: 6162, max_tasks: 2, modes: [nbdssl, nbd]}
+      - {name: proxy-1, roles: [proxy], address: proxy-1, port: 6162, max_tasks: 2, modes: [san, nbdssl, nbd]}
       - {name: repository-1, roles: [repository], max_tasks: 4}
     credentials:
       - {name: linux-root, username: root, password: …}        # or private_key: FILE
@@ -13,7 +13,10 @@
     jobs:
       - name: demo
         vms: [linux-vm, db-vm]
-        mode: nbdssl                                           # or nbd
+        mode: nbdssl                                           # or nbd, san, hotadd, auto (the best that a proxy can)
+        failover: true                                         # SAN and HotAdd to Network mode
+        cbt: true                                              # changed block tracking, switched on where it is off
+        retention: {points: 14, days: null}                    # keep the newest points, or those of some days; null: all
         direction: proxy-to-repository                         # or repository-to-proxy
         guest: {enabled: true, pre_freeze: FILE, post_thaw: FILE}
         rules: {throttle: null, compression_level: 1, workers: 2}
@@ -121,8 +124,22 @@ class MoverRules(_Strict):
     workers: int = Field(default=2, ge=1, le=16)
 
 
+class Retention(_Strict):
+    """What stays after a run: the newest `points` of each VM, and those not older than `days`; at least one of the two is set."""
+
+    points: int | None = Field(default=None, ge=1, le=9999)
+    days: int | None = Field(default=None, ge=1, le=36500)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.points is None and self.days is None:
+            raise ValueError("give points, days or both")
+        return self
+
+
 class Job(_Strict):
-    """A backup job. `snapshot_timeout`: seconds for creating or committing a snapshot."""
+    """A backup job. `snapshot_timeout`: seconds for creating or committing a snapshot. `failover`: a task may be read in a lesser
+    transport mode. `cbt`: vCenter's changed block tracking is used, and switched on. `retention`: null keeps every point."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     vms: list[str] = Field(min_length=1)
@@ -131,6 +148,9 @@ class Job(_Strict):
     direction: Direction = "proxy-to-repository"
     guest: GuestProcessing = GuestProcessing()
     rules: MoverRules = MoverRules()
+    failover: bool = True
+    cbt: bool = True
+    retention: Retention | None = None
     snapshot_timeout: float = Field(default=300.0, gt=0)
 
 

@@ -45,8 +45,8 @@ class Operations(Protocol):
     async def database_call(self, work: Callable[[Database], Any]) -> Any:
         """Runs work on the configuration database."""
 
-    async def start_job(self, name: str, session: str, mode: str | None, direction: str | None) -> None:
-        """Step 1: begins a run."""
+    async def start_job(self, name: str, session: str, options: dict[str, Any]) -> None:
+        """Step 1: begins a run; `options`: mode, direction, failover, full, null where the job's own apply."""
 
     async def stop_job(self, name: str) -> list[str]:
         """Stops every run of a job; gives the sessions."""
@@ -117,7 +117,7 @@ def create_app(service: Operations) -> FastAPI:
     async def start(name: str, body: shapes.Start | None = None) -> Any:
         wanted = body or shapes.Start()
         session = wanted.session or new_id()
-        await service.start_job(name, session, wanted.mode, wanted.direction)
+        await service.start_job(name, session, wanted.model_dump(exclude={"session"}))
         return {"session": session, "job": name, "location": f"{PREFIX}/sessions/{session}"}
 
     @app.post(f"{PREFIX}/jobs/{{name}}/stop", response_model=shapes.Stopped, dependencies=[authorised], tags=["jobs"])

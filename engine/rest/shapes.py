@@ -15,6 +15,8 @@ class Start(BaseModel):
 
     mode: str | None = Field(default=None, description="transport mode in place of the job's")
     direction: str | None = Field(default=None, description="proxy-to-repository or repository-to-proxy")
+    failover: bool | None = Field(default=None, description="whether another transport mode may take over")
+    full: bool | None = Field(default=None, description="a new full restore point")
     session: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="id of the new session")
 
 

@@ -24,8 +24,13 @@ def preference(mode: str, *, failover: bool = True) -> tuple[str, ...]:
 
 
 def usable(mode: str, able: Collection[str], *, failover: bool = True) -> tuple[str, ...]:
-    """The modes to try, in order, on a proxy that can use `able`; of the two Network modes only the first is tried."""
+    """The modes to try, in order, on a proxy that can use `able`; of the two Network modes only the first is tried.
+
+    Network mode needs nothing of a proxy: with failover it is the last resort also where `able` does not name it.
+    """
     found = [m for m in preference(mode, failover=failover) if m in able]
+    if found and failover and mode not in NETWORK and not any(m in NETWORK for m in found):
+        found.append(NBDSSL)
     network = [m for m in found if m in NETWORK]
     found = [m for m in found if m not in network[1:]]
     return tuple(found if failover else found[:1])

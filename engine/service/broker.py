@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from engine.scheduler import Plan, Resource, Task, plan
+from engine.scheduler import Plan, Replacement, Resource, Task, plan, replace
 
 
 class Broker:
@@ -41,6 +41,30 @@ class Broker:
                     found = plan(tasks, proxies, repositories, self.load(), affinity)
                     if found is not None:
                         self._held[session] = found.slots
+                        return found
+                turn.clear()
+                await turn.wait()
+        finally:
+            self._line.remove(turn)
+            self._wake()
+
+    async def reassign(
+        self, session: str, tasks: Sequence[Task], proxies: Sequence[Resource], lost: Collection[str]
+    ) -> Replacement:
+        """Another proxy for tasks of a session whose own is lost; waits for free slots, before runs that hold none yet.
+
+        Raises:
+            NoResource: no other proxy could serve them.
+        """
+        turn = asyncio.Event()
+        self._line.insert(0, turn)
+        try:
+            while True:
+                if self._line[0] is turn:
+                    held = Counter(self._held.get(session, {}))
+                    found = replace(tasks, proxies, lost, self.load() - held, held)
+                    if found is not None:
+                        self._held[session] = held + Counter(found.slots)
                         return found
                 turn.clear()
                 await turn.wait()

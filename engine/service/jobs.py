@@ -18,11 +18,10 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import ConnectError, InputError, VadplabError
 from engine.events import EventLog
-from engine.manager.report import Reporter, document
-from engine.manager.sequence import JobStopped
 from engine.model.database import Database
 from engine.model.jobs import JobDisabled
 from engine.processes import Child, in_thread
+from engine.report import JobStopped, Reporter, document, what_is_left
 from engine.scheduler import Resource, Task
 from engine.service.broker import Broker
 from engine.service.recovery import Recovery
@@ -39,7 +38,7 @@ class ManagerDied(VadplabError):
 
     code = "manager.died"
     symptom = "process ended"
-    advice = "Run the job again; guests were thawed and snapshots committed. See the backup server's log."
+    advice = "Run the job again. See the backup server's log."
 
 
 class NotRunning(InputError):
@@ -154,24 +153,26 @@ class Jobs:
         found["job"] |= {k: v for k, v in state.options.items() if v is not None}
         return found
 
-    async def acquire(self, session: str, tasks: list[dict[str, str]]) -> dict[str, Any]:
+    async def acquire(self, session: str, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """Assignments and slots for the tasks of a run; waits while resources are busy."""
         state = self.find(session)
         servers = await self.database(lambda db: db.servers())
         affinity = await self.database(lambda db: db.placements(state.subject))
-        resources = {
-            role: [Resource(s["name"], s["max_tasks"], frozenset(s["modes"])) for s in servers if role in s["roles"]]
-            for role in ("proxy", "repository")
-        }
         found = await self._broker.acquire(
-            session,
-            [Task(t["id"], t["vm"], t["mode"]) for t in tasks],
-            resources["proxy"],
-            resources["repository"],
-            affinity,
+            session, _tasks(tasks), _resources(servers, "proxy"), _resources(servers, "repository"), affinity
         )
         return {
             "assignments": [{"task": a.task, "proxy": a.proxy, "repository": a.repository} for a in found.assignments],
+            "slots": dict(found.slots),
+        }
+
+    async def reassign(self, session: str, tasks: list[dict[str, Any]], lost: list[str]) -> dict[str, Any]:
+        """Other proxies for tasks of a run whose own are lost, and the slots that are new; waits while they are busy."""
+        self.find(session)
+        servers = await self.database(lambda db: db.servers())
+        found = await self._broker.reassign(session, _tasks(tasks), _resources(servers, "proxy"), lost)
+        return {
+            "assignments": [{"task": task, "proxy": proxy} for task, proxy in found.proxies.items()],
             "slots": dict(found.slots),
         }
 
@@ -198,7 +199,8 @@ class Jobs:
                     left = await self._recover(session["id"], session["subject"], left)
                 if session["state"] != "ended":
                     died = ManagerDied(f"the Backup Service ended during the run of {session['subject']}")
-                    result = document(session["id"], session["subject"], [], session["created"], died)
+                    died.next = f"{ManagerDied.advice} {what_is_left(left)}"
+                    result = document(session["id"], session["subject"], session["created"], died)
                     await self.database(lambda db, s=session, r=result: db.end_session(s["id"], "failed", r))
         except Exception:
             traceback.print_exc(file=sys.stderr)
@@ -231,9 +233,11 @@ class Jobs:
                 if error is None and state.stopping:
                     error = JobStopped(f"job {state.subject} was stopped")
                 error = error or ManagerDied(f"the Backup Manager of {state.subject} ended without a result")
-                result = document(state.session, state.subject, [], started, error)
-            if state.pending and error is not None:
-                state.pending = await self._recover(state.session, state.subject, state.pending)
+                if state.pending:
+                    state.pending = await self._recover(state.session, state.subject, state.pending)
+                if isinstance(error, ManagerDied | JobStopped):
+                    error.next = f"{error.advice} {what_is_left(state.pending)}"
+                result = document(state.session, state.subject, started, error)
                 result["left"] = state.pending
             final = result
             if state.recorded:
@@ -288,6 +292,14 @@ class Jobs:
             events.close()
         await self.database(lambda db: db.set_pending(session, left))
         return left
+
+
+def _tasks(tasks: list[dict[str, Any]]) -> list[Task]:
+    return [Task(t["id"], t["vm"], t["mode"], bool(t.get("failover", True))) for t in tasks]
+
+
+def _resources(servers: list[dict[str, Any]], role: str) -> list[Resource]:
+    return [Resource(s["name"], s["max_tasks"], frozenset(s["modes"])) for s in servers if role in s["roles"]]
 
 
 def _record_late(database: Database, state: RunState, result: dict[str, Any]) -> None:

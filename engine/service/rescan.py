@@ -12,10 +12,10 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import VadplabError
-from engine.manager.report import Reporter
 from engine.model import infrastructure
 from engine.model.database import Database
 from engine.processes import in_thread
+from engine.report import Reporter
 from engine.service.servers import connect
 from engine.vsphere import VmInfo, VSphere
 

@@ -13,8 +13,8 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import InputError, RemoteError, VadplabError
 from engine.events import EventLog
-from engine.manager.report import Reporter
 from engine.processes import READY_DEADLINE
+from engine.report import Reporter
 from engine.rpc.client import Client
 from engine.service.servers import connect
 

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: MIT
 """The methods of the Backup Service (9392). Consoles call the first group, Backup Managers (loopback only) the second.
 
-job.list {}   job.show {name}   job.run {name, mode?, direction?, session?} (progress, then the result document)
+job.list {}   job.show {name}   job.run {name, mode?, direction?, failover?, full?, session?} (progress, then the result document)
 job.stop {name}   infra.show {}   infra.rescan {session?} (progress, then its result document)   points.list {}
 restore.disk {point, disk, vm?, session?} → {name, host, port, token, size, …}; `restore.end {session, result}`
 session.list {}
 
 job.create, job.edit, …, infra.add, …, token.issue, …: `engine.service.administration`. REST (`engine.rest`) offers a part of it.
 
-manager.job, manager.progress, manager.pending, manager.learned, manager.result, resources.acquire, resources.release
+manager.job, manager.progress, manager.pending, manager.learned, manager.result, resources.acquire, resources.reassign (both
+with progress {queued: seconds} while they wait), resources.release
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
 from engine.events import new_id
-from engine.manager.report import Reporter
 from engine.model.database import Database
 from engine.model.infrastructure import Direction, JobMode
+from engine.report import Reporter
 from engine.rpc.server import Call, Peer, Server, UnknownMethod
 from engine.service import restore
 from engine.service.administration import Administration
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from engine.rest.server import RestServer
 
 LOOPBACK = "127.0.0.1"
+QUEUED = 30.0
+"""Seconds between signs of life to a Backup Manager that waits for resources."""
 
 
 class LoopbackOnly(VadplabError):
@@ -142,7 +145,10 @@ class BackupService:
                 self.jobs.find(session).document = call.param("document", dict)
                 return {}
             case "resources.acquire":
-                return await self.jobs.acquire(session, call.param("tasks", list))
+                return await _while_queued(call, self.jobs.acquire(session, call.param("tasks", list)))
+            case "resources.reassign":
+                tasks, lost = call.param("tasks", list), call.param("lost", list)
+                return await _while_queued(call, self.jobs.reassign(session, tasks, lost))
             case "resources.release":
                 self.broker.release(session)
                 return {}
@@ -171,7 +177,12 @@ class BackupService:
 
     async def _run_job(self, call: Call) -> dict[str, Any]:
         name, session = call.param("name"), call.param("session", default=None) or new_id()
-        options = run_options(call.param("mode", default=None), call.param("direction", default=None))
+        options = run_options(
+            call.param("mode", default=None),
+            call.param("direction", default=None),
+            failover=call.param("failover", bool, default=None),
+            full=call.param("full", bool, default=None),
+        )
         state = await self.jobs.launch(name, session, options, trigger="console")
         return await self._watch(call, state)
 
@@ -252,9 +263,9 @@ class BackupService:
         """Runs work on the configuration database."""
         return await self.jobs.database(work)
 
-    async def start_job(self, name: str, session: str, mode: str | None, direction: str | None) -> None:
-        """Step 1: begins a run."""
-        await self.jobs.launch(name, session, run_options(mode, direction), trigger="rest")
+    async def start_job(self, name: str, session: str, options: dict[str, Any]) -> None:
+        """Step 1: begins a run with what differs in it (`run_options`)."""
+        await self.jobs.launch(name, session, run_options(**options), trigger="rest")
 
     async def stop_job(self, name: str) -> list[str]:
         """Stops every run of a job; gives the sessions."""
@@ -279,9 +290,29 @@ class BackupService:
         task.add_done_callback(self._work.discard)
 
 
-def run_options(mode: str | None, direction: str | None) -> dict[str, Any]:
-    """What may differ in one run of a job. Raises InputError."""
-    return {"mode": _one_of(mode, JobMode, "mode"), "direction": _one_of(direction, Direction, "direction")}
+def run_options(
+    mode: str | None = None, direction: str | None = None, *, failover: bool | None = None, full: bool | None = None
+) -> dict[str, Any]:
+    """What may differ in one run of a job. `full`: no incremental, whatever the chain. Raises InputError."""
+    return {
+        "mode": _one_of(mode, JobMode, "mode"),
+        "direction": _one_of(direction, Direction, "direction"),
+        "failover": failover,
+        "full": full,
+    }
+
+
+async def _while_queued(call: Call, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The result of `work`; meanwhile the Backup Manager hears every `QUEUED` seconds that its run is still in the queue."""
+    running = asyncio.ensure_future(work)
+    seconds = 0.0
+    try:
+        while not (await asyncio.wait([running], timeout=QUEUED))[0]:
+            seconds += QUEUED
+            await call.progress({"queued": seconds})
+        return running.result()
+    finally:
+        running.cancel()
 
 
 def _one_of(value: str | None, kind: Any, what: str) -> str | None:

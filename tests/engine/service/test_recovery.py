@@ -15,7 +15,8 @@ from engine.service import recovery as recovery_module
 from engine.service.recovery import Recovery
 from tests.engine.machines import Machines
 
-PENDING = {"a": {"guest": "10.0.0.9", "snapshot": True}, "b": {"snapshot": True}}
+LEFT = ["423f0000-0000-0000-0000-00000000000a", "[ds] b/b_0.vmdk"]
+PENDING = {"a": {"guest": "10.0.0.9", "snapshot": True}, "b": {"snapshot": True, "attached": [LEFT]}}
 VCENTER = {"name": "vcenter"}
 ACCOUNT = {"username": "root", "password": "p", "host_key": None, "port": 22}
 
@@ -42,6 +43,7 @@ class Link:
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
         self.committed: list[str] = []
+        self.detached: list[list[str]] = []
         self.logouts = 0
 
     async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
@@ -52,6 +54,11 @@ class Link:
         self.committed.append(vm)
         return 1
 
+    async def detach(self, uuid: str, paths: list[str]) -> list[str]:
+        assert not self.committed or self.committed == ["a"]  # before the snapshot of b
+        self.detached += [[uuid, path] for path in paths]
+        return paths
+
     async def logout(self) -> None:
         self.logouts += 1
 
@@ -60,7 +67,6 @@ def recover(
     folder: Path, monkeypatch: pytest.MonkeyPatch, link: Link, ssh: type[Ssh], *, vcenters: list[Any] | None = None
 ) -> dict[str, Any]:
     monkeypatch.setattr(recovery_module, "SshChannel", ssh)
-    monkeypatch.setattr(recovery_module, "PAUSES", (0.0, 0.0, 0.0))
 
     async def login(self: Recovery, vcenter: dict[str, Any] | None) -> Link:
         if vcenter is None:
@@ -70,7 +76,7 @@ def recover(
     monkeypatch.setattr(Recovery, "_login", login)
     config = Machines(folder).config("backup-server")
     events = config.event_log("service", session="s1")
-    work = Recovery(config, events, "s1").run(
+    work = Recovery(config, events, "s1", pauses=(0.0, 0.0, 0.0)).run(
         PENDING, job=None, vcenters=[VCENTER] if vcenters is None else vcenters, guests={"a": ACCOUNT}
     )
     return asyncio.run(work)
@@ -86,14 +92,16 @@ def test_thaw_comes_first_and_commit_is_tried_again(tmp_path: Path, monkeypatch:
     link = Link(refusals=2)
     assert recover(tmp_path, monkeypatch, link, ssh) == {}
     assert ssh.thawed == ["a"] and link.committed == ["a", "b"] and link.logouts == 3
+    assert link.detached == [LEFT]
     assert marks(tmp_path) == [
-        ("16", "begin", "a"), ("16", "end", "a"), ("22", "begin", "a"), ("22", "begin", "b"), ("22", "end", "a"), ("22", "end", "b"),
+        ("16", "begin", "a"), ("16", "end", "a"), ("22", "begin", "a"), ("22", "end", "a"), ("22", "begin", "b"), ("22", "end", "b"),
     ]  # fmt: skip
 
 
 def test_what_cannot_be_put_right_stays_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ssh = type("Ssh2", (Ssh,), {"thawed": [], "error": ConnectRefused("backup-server to a:22: refused")})
-    assert recover(tmp_path, monkeypatch, Link(refusals=99), ssh) == PENDING
+    left = {**PENDING, "b": {"snapshot": True}}  # the disk is detached, its snapshot stays
+    assert recover(tmp_path, monkeypatch, Link(refusals=99), ssh) == left
     assert [m for m in marks(tmp_path) if m[1] == "failed"] == [
         ("16", "failed", "a"), ("22", "failed", "a"), ("22", "failed", "b"),
     ]  # fmt: skip
@@ -102,4 +110,4 @@ def test_what_cannot_be_put_right_stays_pending(tmp_path: Path, monkeypatch: pyt
 def test_without_a_vcenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ssh = type("Ssh3", (Ssh,), {"thawed": []})
     left = recover(tmp_path, monkeypatch, Link(0), ssh, vcenters=[])
-    assert left == {"a": {"snapshot": True}, "b": {"snapshot": True}}
+    assert left == {"a": {"snapshot": True}, "b": PENDING["b"]}
