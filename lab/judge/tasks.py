@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.steps import READING
 from lab.judge.evidence import Record
 from lab.judge.marks import marks, passages
 from lab.judge.verdict import Flow
 
 NFC_PORT, SAN_PORT = 902, 3260
-READING = ("20a", "20b", "20c")
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Payload bytes of one task: read on 902 and on 3260, and what crossed the data connection of step 7."""
+    """Payload bytes of one task: read on 902 and on 3260, and what the data connection of step 7 took to the repository."""
 
     nfc: int
     san: int
@@ -34,7 +34,15 @@ def moved_by(task: str, flows: list[Flow]) -> Moved | None:
         return None
     nfc = sum(_received(f) for f in mine if f.port == NFC_PORT)
     san = sum(_received(f) for f in mine if f.port == SAN_PORT)
-    return Moved(nfc, san, sum(max(f.payload_sent, f.payload_received) or f.sent for f in mine if f.step == "7"))
+    return Moved(nfc, san, sum(_stored(f) for f in mine if f.step == "7"))
+
+
+def _stored(flow: Flow) -> int:
+    """Bytes of a data connection towards the repository, whichever side opened it (D2: the repository)."""
+    seen = flow.joined is not None and flow.joined.packets is not None
+    if flow.row == "D2":
+        return flow.payload_received if seen else flow.received
+    return flow.payload_sent if seen else flow.sent
 
 
 def _received(flow: Flow) -> int:

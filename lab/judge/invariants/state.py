@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.steps import READING
 from lab.judge.evidence import Record
 from lab.judge.invariants.attached import left
 from lab.judge.invariants.model import MS, NOT_APPLICABLE, Invariant, Scene, result
@@ -113,9 +114,7 @@ def _reported(call: SnapshotCall, scene: Scene) -> bool:
 
 def guests_thawed(scene: Scene) -> Invariant:
     """I9: a guest is frozen only between its freeze and step 16, never while its disks are read (18-21)."""
-    source = (
-        "the guest's own freeze record; packets of 18 to 21; marks of 13, 14, 16 and of reading without network (20)"
-    )
+    source = "the guest's own freeze record; packets of 18 to 21; marks of 13, 14, 16 and 20"
     freezes = scene.evidence.freezes
     spans = [(vm, *span) for vm, records in (freezes or {}).items() for span in frozen_spans(records)]
     if not spans:
@@ -154,14 +153,14 @@ def frozen_spans(records: list[Record]) -> list[tuple[str, int, int | None]]:
 def _reading(vm: str, scene: Scene) -> Iterator[tuple[int, int, str]]:
     """When the disks of `vm` were read: by packets its tasks' tickets, 902 and 3260 connections (any task's, if unnamed).
 
-    HotAdd reads without a network path: there the marks of 20b are all there is. Those of 20a stand beside the SAN's packets.
+    HotAdd reads without a network path: there the marks of step 20 are all there is.
     """
     for flow in scene.flows:
         packets = flow.joined.packets if flow.joined else None
-        if flow.step not in ("18", "19", "20a", "20b", "20c") or packets is None or not packets["start"]:
+        if flow.step not in ("18", "19", *READING) or packets is None or not packets["start"]:
             continue
         if scene.vm_of(flow.task, {}) in (None, vm):
             what = f"step {flow.step} used {flow.initiator} to {flow.responder}:{flow.port}"
             yield packets["start"], packets["end"], what
-    for mark in scene.marks_of(vm, "20a", "20b"):
+    for mark in scene.marks_of(vm, *READING):
         yield mark.begin, mark.end or scene.evidence.ended, f"step {mark.step} went on ({mark.task or mark.host})"
