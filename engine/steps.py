@@ -68,6 +68,21 @@ RESTORE_STEPS: tuple[Step, ...] = (
         by="service",
     ),
     Step("r3", "restore", "Console connects to the Data Mover on the repository and receives the disk", by="console"),
+    Step(
+        "r4",
+        "restore",
+        "Backup Service connects to the Transport Service on the proxy: Data Mover starts",
+        by="service",
+    ),
+    Step("r5", "restore", "Backup Service makes the new VM in vCenter", by="service"),
+    Step("r6", "restore", "Data Movers connect to each other", by="service"),
+    Step("r7", "restore", "Transport mode is chosen", local=True, by="mover"),
+    Step("r8", "restore", "Proxy logs in to vCenter, asks for a one-time ticket or attaches the new disk", by="mover"),
+    Step("r9", "restore", "Proxy connects to the ESXi host", by="mover"),
+    Step("r10b", "restore", "HotAdd: blocks are written to the new disk, attached to the proxy VM", by="mover"),
+    Step("r10c", "restore", "Network: blocks are written to the new disk through the ESXi host", by="mover"),
+    Step("r11", "restore", "The VM is whole and released, or the half-made VM is destroyed", by="service"),
+    Step("r12", "restore", "Console connects to the disk server of an instant recovery", by="console"),
 )
 
 RESCAN_STEPS: tuple[Step, ...] = (
@@ -77,6 +92,6 @@ RESCAN_STEPS: tuple[Step, ...] = (
 )
 
 BY_ID: dict[str, Step] = {s.id: s for s in (*STEPS, *RESTORE_STEPS, *RESCAN_STEPS)}
-BY_MOVER: frozenset[str] = frozenset(s.id for s in STEPS if s.by == "mover")
+BY_MOVER: frozenset[str] = frozenset(s.id for s in BY_ID.values() if s.by == "mover")
 READING: frozenset[str] = frozenset(s.id for s in STEPS if s.reads)
 ORDER: dict[str, int] = {s.id: i for i, s in enumerate(STEPS)}

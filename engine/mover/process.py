@@ -113,10 +113,11 @@ class Mover:
                 read = task.source_read(protocol.parse(protocol.SourceRead, call.method, params), call.progress)
                 return await told(self._events, call.progress, read)
             case "writer.open":
-                return await task.writer_open(protocol.parse(protocol.WriterOpen, call.method, params))
+                opening = task.writer_open(protocol.parse(protocol.WriterOpen, call.method, params))
+                return await told(self._events, call.progress, opening)
             case "writer.write":
                 protocol.parse(protocol.Empty, call.method, params)
-                return await task.writer_write(call.progress)
+                return await told(self._events, call.progress, task.writer_write(call.progress))
             case "target.open":
                 await task.target_open(protocol.parse(protocol.TargetOpen, call.method, params))
                 return {}

@@ -6,7 +6,7 @@ hello           token                                           {name, role, ver
 rules           throttle, compression, cluster_bits, workers,   {}                              step 6
                 silence
 data.listen     -                                               {port, token}                   step 7, this side listens
-data.connect    host, port, token, name, step                   {}                              step 7, this side connects
+data.connect    host, port, token, name, as_step                {}                              step 7, this side connects
 source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
                 disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins; progress {step, phase, text}
 source.read     ranges, incremental, compare                    {total, read, zero, data, same, sent, blocks, root}   20, 21;
@@ -14,11 +14,13 @@ source.read     ranges, incremental, compare                    {total, read, ze
 target.open     folder, file, size, parent                      {}                              step 21, receiving side
 target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
-restore.open    folder, disk                                    {port, token, size}             step r3
+restore.open    folder, disk, as_step                           {port, token, size}             step r3; {size} after data.listen or
+                                                                data.connect: the disk goes over that link
 restore.wait    -                                               {blocks, sent} once the console has the whole disk
 writer.open     mode or modes, failover, vcenter, vm, disk,     {capacity, mode, host, failed_over}     on the proxy: a restored
                 steps                                           VM's new disk is opened for writing
-writer.write    -                                               {written, blocks, received}; progress {written, passed, total}
+writer.write    -                                               {written, blocks, received}; progress {written, passed, total},
+                                                                {step, phase, text} in both
 abort           -                                               {}; what was begun is given up and removed
 
 Modes are `san`, `hotadd`, `nbd`, `nbdssl`, and `auto` for what the proxy is configured for; they are tried in the given order
@@ -27,7 +29,8 @@ target has a parent, so zeros are sent too. `compare`: incremental without a lis
 the parent's digests and sends only what differs (with `ranges`: within them). `parent`: `{folder, disk}` of the point below.
 
 A restore into a VM: `restore.open` on the repository's mover, then on the proxy's (role `restore`) `data.connect` to its port,
-`writer.open`, `writer.write`; `restore.wait` on the repository ends with it.
+`writer.open`, `writer.write`; `restore.wait` on the repository ends with it. In the other direction: `data.listen` on the
+proxy's, `data.connect` and `restore.open` on the repository's.
 
 Sizes and offsets are bytes, rates bytes a second. Roles: `source` (proxy), `target` (repository),
 `restore` (repository; proxy for `writer.*`). When the
@@ -84,9 +87,9 @@ class Rules(_Params):
 
 
 class DataConnect(_Params):
-    """Where the other mover listens, its token, and its machine's name. `step`: 7, another in a restore."""
+    """Where the other mover listens, its token, and its machine's name. `as_step`: 7, another in a restore."""
 
-    step: str = "7"
+    as_step: str = "7"
 
     host: str
     port: int = Field(ge=1, le=65535)
@@ -196,11 +199,11 @@ class SourceRead(_Params):
 class WriterSteps(_Params):
     """Ids of the steps of a restore into a VM, as its caller numbers them."""
 
-    choose: str = "v3"
-    login: str = "v4"
-    connect: str = "v5"
-    hotadd: str = "v6"
-    network: str = "v7"
+    choose: str = "r7"
+    login: str = "r8"
+    connect: str = "r9"
+    hotadd: str = "r10b"
+    network: str = "r10c"
 
 
 class WriterOpen(_Modes):
@@ -248,10 +251,11 @@ class TargetCommit(_Params):
 
 
 class RestoreOpen(_Params):
-    """The folder of a visible restore point and the disk's key."""
+    """The folder of a visible restore point and the disk's key. `as_step`: in which step the data goes out."""
 
     folder: str
     disk: int
+    as_step: str = "r3"
 
 
 P = TypeVar("P", bound=_Params)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The repository's half of a restore: checked blocks of a restore point, sent to the console that brings the token."""
+"""The repository's half of a restore: checked blocks of a restore point, sent to the console, or to a proxy's Data Mover."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from engine.mover.errors import DataProtocol
 from engine.store.restore import PointDisk
 
 
-def send_disk(disk: PointDisk, link: DataLink) -> dict[str, int]:
-    """Sends every block of `disk`, then waits until the console has written and synced it. Blocking.
+def send_disk(disk: PointDisk, link: DataLink, *, step: str = "r3") -> dict[str, int]:
+    """Sends every block of `disk`, then waits until the receiver has written and synced it. Blocking.
 
     Returns:
         blocks, sent (bytes on the wire).
@@ -33,7 +33,7 @@ def send_disk(disk: PointDisk, link: DataLink) -> dict[str, int]:
             raise DataProtocol("the console did not confirm every block", **link.where)
         return {"blocks": blocks, "sent": link.sent}
     except VadplabError as exc:
-        exc.step = exc.step or "r3"
+        exc.step = exc.step or step
         link.stop_ticks()
         link.fail(exc)
         raise

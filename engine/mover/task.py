@@ -82,7 +82,7 @@ class MoverTask:
     async def data_connect(self, params: protocol.DataConnect) -> None:
         """Connects to the other mover."""
         self._need(self._link is None, "the data link exists already")
-        step = params.step
+        step = params.as_step
         self.events.step(step, "begin", f"Data Mover connects to {params.name}:{params.port}")
         silence = self.rules.silence
 
@@ -197,19 +197,32 @@ class MoverTask:
     # Restore
 
     async def restore_open(self, params: protocol.RestoreOpen) -> dict[str, Any]:
-        """Opens a disk of a visible restore point and waits for the console that brings the token."""
+        """Opens a disk of a visible restore point and waits for the one that brings the token; or uses the link that is there."""
         self._need(self.role == "restore" and self._restore is None, "not a restore, or opened already")
         folder = self._inside_repository(params.folder)
         disk = self._disk = await background(lambda: PointDisk(folder, params.disk))
+        if self._link is not None:
+            link = await asyncio.shield(self._link)
+
+            def send() -> dict[str, int]:
+                with disk:
+                    return send_disk(disk, link, step=params.as_step)
+
+            self._restore = background(send)
+            return {"size": disk.size}
         listener = self._listener = DataListener(self.config.listen, self.config.mover_ports, self.identity)
         silence = self.rules.silence
 
         def serve() -> dict[str, int]:
             link, _ = listener.accept(
-                deadline=LINK_DEADLINE, stop=self._stop, step="r3", welcome={"size": disk.size}, silence=silence
+                deadline=LINK_DEADLINE,
+                stop=self._stop,
+                step=params.as_step,
+                welcome={"size": disk.size},
+                silence=silence,
             )
             with disk:
-                return send_disk(disk, link)
+                return send_disk(disk, link, step=params.as_step)
 
         self._restore = background(serve)
         return {"port": listener.port, "token": listener.token, "size": disk.size}
@@ -218,7 +231,9 @@ class MoverTask:
         """Returns when the console has written and synced the whole disk."""
         if self._restore is None:
             raise NotReady("restore.wait before restore.open")
-        return dict(await asyncio.shield(self._restore))
+        result = dict(await asyncio.shield(self._restore))
+        self._note_bytes()
+        return result
 
     # End
 

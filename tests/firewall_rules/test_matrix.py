@@ -22,7 +22,8 @@ MATRIX = load_matrix("12.3")
 def test_the_job_needs_the_rows_of_the_flow_reference() -> None:
     # flow reference section 2.7, profile 12.3, Linux managed servers, Network mode, database on the backup server
     assert {row.id for row in needed(MATRIX, kinds=["job"])} == {"C1", "M4", "M5", "D1", "H1", "H4", "H5", "G10"}
-    assert {row.id for row in needed(MATRIX, kinds=["restore"])} == {"C1", "M4", "M5", "R1"}
+    restores = {"C1", "M4", "M5", "R1", "D1", "H1", "H4", "H5"}  # to a file, of files, instant recovery, into a new VM
+    assert {row.id for row in needed(MATRIX, kinds=["restore"])} == restores
     assert {row.id for row in needed(MATRIX, kinds=["rescan"])} == {"C1", "M4", "H1"}
 
 
@@ -56,8 +57,8 @@ def test_every_step_of_a_row_is_a_step_of_the_engine() -> None:
 
 def test_every_step_that_opens_a_connection_has_a_row() -> None:
     # Steps without a connection of their own: local ones; 21 writes on the connection of step 7 and 20b on that of 18
-    # (flow reference section 2.2).
-    without = {"20b", "21"}
+    # (flow reference section 2.2); r10b, HotAdd of a restore, on that of r8.
+    without = {"20b", "21", "r10b"}
     opened = {step for row in MATRIX.rows for step in row.opens}
     assert {s.id for s in BY_ID.values() if not s.local} - without <= opened
     used = {step for row in MATRIX.rows for step in row.uses}
