@@ -8,5 +8,8 @@ is never changed, and its chain is locked against merging as long as the process
     python -m engine.recovery --point FOLDER --disk KEY (--unix PATH | --listen HOST:PORT) [--overlay FILE]
 
 prints the NBD URI as its first line once NBD answers, ends on SIGTERM (connected clients are cut), dies with its parent.
+With `--config FILE [--port N]` in place of an address it serves for that machine's Transport Service: on its address, on a free
+port of its `mover_ports`, over TLS that asks clients for a certificate of the same CA; the first line is `{"port": N}` or
+`{"error": …}`.
 Without `--overlay` what was written is gone at the end; with it, the next start with the same file continues there.
 """

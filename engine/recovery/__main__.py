@@ -10,8 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-from engine.errors import InputError
-from engine.processes import ProcessFailed, run, until_signal
+from engine import config as configuration
+from engine.errors import InputError, VadplabError
+from engine.processes import ProcessFailed, ready, run, until_signal
 from engine.recovery.server import RecoveryServer, Wanted
 
 _PR_SET_PDEATHSIG = 1
@@ -25,11 +26,34 @@ def main(argv: list[str]) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--unix", type=Path, help="path of a new Unix socket")
     where.add_argument("--listen", help="HOST:PORT; port 0: any free one")
+    where.add_argument("--config", type=Path, help="this machine's configuration: TLS, its address, a mover port")
+    parser.add_argument("--port", type=int, help="with --config: this port")
     parser.add_argument("--overlay", type=Path, help="file for what is written; kept at the end")
     options = parser.parse_args(argv)
     _end_with_parent()
+    if options.config is not None:
+        return _for_machine(options)
     wanted = Wanted(options.point, options.disk, options.unix, _address(options.listen), options.overlay)
     return asyncio.run(_serve(wanted))
+
+
+def _for_machine(options: argparse.Namespace) -> int:
+    """Serves as a process of this machine's Transport Service, whose one ready line is JSON: `{port}`, or `{error}`."""
+    try:
+        config = configuration.load(options.config)
+        ports = config.mover_ports if options.port is None else (options.port, options.port)
+        wanted = Wanted(
+            options.point,
+            options.disk,
+            listen=(config.listen, ports[0]),
+            overlay=options.overlay,
+            ports=ports,
+            identity=config.make_identity(),
+        )
+        return asyncio.run(_serve(wanted, as_json=True))
+    except VadplabError as exc:
+        ready({"error": {**exc.to_dict(), "exit_code": exc.exit_code}})
+        raise
 
 
 def _end_with_parent() -> None:
@@ -37,12 +61,15 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-async def _serve(wanted: Wanted) -> int:
+async def _serve(wanted: Wanted, *, as_json: bool = False) -> int:
     signalled = asyncio.ensure_future(until_signal())
     server = await RecoveryServer.start(wanted)
     try:
-        sys.stdout.write(server.uri + "\n")
-        sys.stdout.flush()
+        if as_json:
+            ready({"port": server.port})
+        else:
+            sys.stdout.write(server.uri + "\n")
+            sys.stdout.flush()
         ended = asyncio.ensure_future(server.wait())
         done, _ = await asyncio.wait([signalled, ended], return_when=asyncio.FIRST_COMPLETED)
         if signalled not in done:

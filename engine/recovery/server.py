@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from engine.errors import InputError, MissingError, RemoteError
 from engine.processes import DiesWithParent, ProcessFailed, stop
+from engine.recovery.certificates import folder
+from engine.rpc.identity import Identity
 
 READY_DEADLINE = 30.0
 GRACE = 2.0
@@ -42,21 +45,27 @@ class NbdkitMissing(MissingError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to serve and where: point folder, disk key, `unix` path or `listen` (host, port; 0: any), overlay file or None."""
+    """What to serve and where: point folder, disk key, `unix` path or `listen` (host, port; 0: any), overlay file or None.
+
+    ports: with `listen`, the first free one of these is taken. identity: clients need a certificate of its CA (TLS).
+    """
 
     point: Path
     disk: int
     unix: Path | None = None
     listen: tuple[str, int] | None = None
     overlay: Path | None = None
+    ports: tuple[int, int] | None = None
+    identity: Identity | None = None
 
 
 class RecoveryServer:
     """A running nbdkit that answers at `uri`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, uri: str, unix: Path | None) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, uri: str, unix: Path | None, port: int | None) -> None:
         self.process = process
         self.uri = uri
+        self.port = port
         self._unix = unix
 
     @classmethod
@@ -71,16 +80,20 @@ class RecoveryServer:
         if nbdkit is None:
             raise NbdkitMissing("nbdkit is not installed")
         sock, uri = _listening(wanted)
-        try:
+        port = None if wanted.unix is not None else int(sock.getsockname()[1])
+        with contextlib.ExitStack() as held:
+            held.enter_context(sock)
+            # nbdkit has read the certificates when it answers: after that they are not needed.
+            certificates = held.enter_context(folder(wanted.identity)) if wanted.identity is not None else None
             read, write = os.pipe()
             try:
-                process = await _spawn(nbdkit, wanted, sock, write)
+                process = await _spawn(nbdkit, wanted, sock, write, certificates)
             except OSError as exc:
                 os.close(read)
                 raise ProcessFailed(f"nbdkit could not be started: {exc.strerror}") from exc
             finally:
                 os.close(write)
-            server = cls(process, uri, wanted.unix)
+            server = cls(process, uri, wanted.unix, port)
             try:
                 await asyncio.wait_for(server._until_answers(read, sock), deadline)
             except BaseException as exc:
@@ -89,8 +102,6 @@ class RecoveryServer:
                     raise ProcessFailed(f"instant recovery: no answer within {deadline:.0f} s") from exc
                 raise
             return server
-        finally:
-            sock.close()
 
     async def wait(self) -> int:
         """Waits for its end and gives its exit code."""
@@ -129,7 +140,9 @@ class RecoveryServer:
             raise ProcessFailed(f"nbdkit does not answer: {exc}") from exc
 
 
-async def _spawn(nbdkit: str, wanted: Wanted, sock: socket.socket, notes: int) -> asyncio.subprocess.Process:
+async def _spawn(
+    nbdkit: str, wanted: Wanted, sock: socket.socket, notes: int, certificates: Path | None
+) -> asyncio.subprocess.Process:
     keys = {"point": str(wanted.point.absolute()), "disk": str(wanted.disk), "notes": str(notes)}
     if wanted.overlay is not None:
         keys["overlay"] = str(wanted.overlay.absolute())
@@ -149,7 +162,12 @@ async def _spawn(nbdkit: str, wanted: Wanted, sock: socket.socket, notes: int) -
 
     # Only the process itself knows its number, which socket activation wants in the environment.
     shell = ["/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"]
-    arguments = [nbdkit, "--foreground", "--exit-with-parent", "python", str(plugin)]
+    arguments = [nbdkit, "--foreground", "--exit-with-parent"]
+    if certificates is not None:
+        arguments += ["--tls=require", f"--tls-certificates={certificates}", "--tls-verify-peer"]
+        if wanted.identity is not None and wanted.identity.keylog is not None:
+            environment["SSLKEYLOGFILE"] = str(wanted.identity.keylog)
+    arguments += ["python", str(plugin)]
     return await asyncio.create_subprocess_exec(
         *shell,
         *arguments,
@@ -175,17 +193,35 @@ def _listening(wanted: Wanted) -> tuple[socket.socket, str]:
             return sock, f"nbd+unix:///?socket={urllib.parse.quote(str(path))}"
         assert wanted.listen is not None
         host, port = wanted.listen
-        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.listen(64)
+        first, last = wanted.ports or (port, port)
+        for number in range(first, last + 1):
+            try:
+                sock = _bound(host, number)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or number == last:
+                    raise
+            else:
+                break
         shown = f"[{host}]" if ":" in host else host
-        return sock, f"nbd://{shown}:{sock.getsockname()[1]}/"
+        scheme = "nbd" if wanted.identity is None else "nbds"
+        return sock, f"{scheme}://{shown}:{sock.getsockname()[1]}/"
     except OSError as exc:
         raise InputError(
             f"instant recovery cannot listen on {wanted.unix or wanted.listen}: {exc.strerror or exc}"
         ) from exc
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(64)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 @contextlib.contextmanager

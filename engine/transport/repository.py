@@ -7,7 +7,7 @@ point.begin        job, vm, point, session?, kind?, parent?,         {folder}; `
 point.commit       job, vm, point, manifest                          {folder}
 point.abort        job, vm, point                                    {}
 points.list        -                                                 {points: [summary]}
-points.find        point, vm?                                        summary
+points.find        point, vm?                                        summary, with the text of its `vmx`
 points.newest      job, vm, capacity?                                {point: summary or null, problem, need, need_incremental, free}:
                                                                   what a new point can stand on, else why not; bytes that a full,
                                                                   and an incremental, of disks of `capacity` bytes need at least
@@ -122,7 +122,8 @@ class Repository:
         return {}
 
     def _find(self, call: Call) -> dict[str, Any]:
-        return self.points.find(call.param("point"), vm=call.param("vm", default=None)).summary()
+        found = self.points.find(call.param("point"), vm=call.param("vm", default=None))
+        return {**found.summary(), "vmx": found.manifest.vmx if found.manifest is not None else None}
 
     def _newest(self, call: Call) -> dict[str, Any]:
         job, vm = call.param("job"), call.param("vm")

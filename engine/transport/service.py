@@ -3,7 +3,8 @@
 
 `hello {}` → {name, version, roles, modes, vm_uuid, mover_ports, movers, free_bytes?}; `modes`: transport modes that this machine
 is set up for as a proxy; `vm_uuid`: its BIOS UUID when it is a VM, else null. `mover.start {session, task, role}` → {port, token};
-`mover.stop {session, task?}`; on a repository also `point.…`, `points.…` and `files.…` (`engine.transport.repository`).
+`mover.stop {session, task?}`; on a repository also `recovery.…`
+(`engine.transport.recoveries`), `point.…`, `points.…` and `files.…` (`engine.transport.repository`).
 
 What a session began over a connection and did not commit is removed when that connection ends.
 """
@@ -20,6 +21,7 @@ from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
 from engine.store.points import Points
 from engine.transport.movers import ROLES, Movers
+from engine.transport.recoveries import Recoveries
 from engine.transport.repository import STORE_DEADLINE, Repository
 
 VERSION = "1"
@@ -43,6 +45,9 @@ class TransportService:
             config.repository.mkdir(parents=True, exist_ok=True)
             self.points = Points(config.repository)
         self.repository = None if self.points is None else Repository(self.points)
+        self.recoveries: Recoveries | None = None
+        if config.repository is not None:
+            self.recoveries = Recoveries(movers.config, config.repository, movers.log)
         self._server = Server(config.make_identity(), self._handle, on_disconnect=self._peer_left)
         self._cleaning: set[asyncio.Task[None]] = set()
 
@@ -54,6 +59,8 @@ class TransportService:
         """Stops listening, ends all movers, removes points in the making."""
         await self._server.close()
         await self.movers.close()
+        if self.recoveries is not None:
+            await self.recoveries.close()
         await asyncio.gather(*self._cleaning, return_exceptions=True)
         if self.points is not None:
             await in_thread(self.points.close, deadline=STORE_DEADLINE, what="point.abort")
@@ -73,6 +80,15 @@ class TransportService:
                 return await self.movers.start(session, call.param("task"), role)
             case "mover.stop":
                 return {"stopped": await self.movers.stop(call.param("session"), call.param("task", default=None))}
+            case "recovery.start":
+                session = call.param("session")
+                call.peer.data.setdefault("recoveries", set()).add(session)
+                port = await self._recoveries().start(
+                    session, call.param("folder"), call.param("disk", int), call.param("port", int, default=None)
+                )
+                return {"port": port}
+            case "recovery.stop":
+                return {"stopped": await self._recoveries().stop(call.param("session"))}
             case method if method.startswith(("point.", "points.", "files.")):
                 return await self._store().handle(call)
         raise UnknownMethod(f"{self.config.name}: the Transport Service has no method {call.method}")
@@ -96,6 +112,11 @@ class TransportService:
             raise NotARepository(f"{self.config.name} is not a repository")
         return self.repository
 
+    def _recoveries(self) -> Recoveries:
+        if self.recoveries is None:
+            raise NotARepository(f"{self.config.name} is not a repository")
+        return self.recoveries
+
     def _peer_left(self, peer: Peer) -> None:
         """The Backup Manager (or Backup Service) went away: its movers end, its unfinished points are removed."""
         task = asyncio.ensure_future(self._clean(peer))
@@ -105,6 +126,8 @@ class TransportService:
     async def _clean(self, peer: Peer) -> None:
         for session in peer.data.get("sessions", ()):
             await self.movers.stop(session)
+        for session in peer.data.get("recoveries", ()):
+            await self._recoveries().stop(session)
         if self.repository is not None:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self.repository.left, peer)
