@@ -173,9 +173,9 @@ class Lab:
         assert answer.code == 0, answer.stdout + answer.stderr
         return answer.document
 
-    def job(self, *options: str, code: int) -> tuple[Document, Run]:
-        """Runs the job; its document and its evidence, which must agree with itself."""
-        answer = self("job", "run", JOB, *options)
+    def job(self, *options: str, code: int, name: str = JOB) -> tuple[Document, Run]:
+        """Runs a job; its document and its evidence, which must agree with itself."""
+        answer = self("job", "run", name, *options)
         document = answer.document
         assert document["schema"] == "vadplab.job-run/1", answer.stdout
         assert answer.code == document["exit_code"] == code, answer.stdout + answer.stderr
