@@ -16,7 +16,7 @@ from engine.errors import VadplabError
 from engine.events import new_id
 from lab.cli import console
 from lab.cli.output import Out
-from lab.errors import exit_status
+from lab.errors import ConsoleFailed, exit_status
 from lab.judge.judge import judge
 from lab.judge.report import Report, combine
 from lab.observe.runs import run_name
@@ -90,6 +90,9 @@ def run(lab: LabFolder, kind: str, argv: list[str], on_line: console.Line | None
         with contextlib.suppress(VadplabError):
             _end(lab, name, session)
         raise
+    if code and not document:
+        silent = ConsoleFailed(f"the console ended with {code} and said nothing; its log says why (`vadplab logs`)")
+        document = {"result": "failed", "error": silent.to_dict()}
     try:
         # What could not be recorded (`problems` of run.end) is in the run folder: the judge says it.
         _end(lab, name, session)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`vadplab restore`: a disk of a restore point to a file (`disk`, also without that word), single files (`files`).
+"""`vadplab restore`: a disk of a restore point to a file (`disk`, also without that word), single files (`files`), a new VM (`vm`).
 
 A disk with the lab up is restored like a job runs (console, service, Data Mover on the repository), recorded and judged; with
 the lab down, and for single files, the repository's folder is read directly.
@@ -7,6 +7,7 @@ the lab down, and for single files, the repository's folder is read directly.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ from engine.store.files import PointFiles
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.restore import PointDisk, to_file
 from lab.cli import recorded
-from lab.cli.options import Json, absolute, any_lab
+from lab.cli.job import Direction
+from lab.cli.options import Json, absolute, any_lab, running_lab
 from lab.cli.output import Out
 from lab.cli.points import find
 from lab.cli.progress import Progressing
@@ -44,6 +46,15 @@ class RestoreGroup(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
+class WritingMode(StrEnum):
+    """Transport modes that can write; Direct SAN can not."""
+
+    AUTO = "auto"
+    HOTADD = "hotadd"
+    NBDSSL = "nbdssl"
+    NBD = "nbd"
+
+
 app = typer.Typer(cls=RestoreGroup, no_args_is_help=True)
 
 PointName = Annotated[str, typer.Argument(metavar="POINT", help="A restore point (`vadplab points`).")]
@@ -53,7 +64,7 @@ VmName = Annotated[str | None, typer.Option("--vm", help="When several VMs have 
 
 @app.callback()
 def restore() -> None:
-    """Restore from a restore point: a disk to a file, or single files."""
+    """Restore from a restore point: a disk to a file, single files, or a new VM."""
 
 
 @app.command("disk")
@@ -95,6 +106,46 @@ def restore_disk(
     if error:
         _say_error(out, error)
     raise typer.Exit(combine(*codes))
+
+
+@app.command("vm")
+def restore_vm(
+    context: typer.Context,
+    point: PointName,
+    name: Annotated[str, typer.Option("--name", metavar="NEW", help="The new VM's name.")],
+    vm: VmName = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="The ESXi host (default: one that mounts the datastore).")
+    ] = None,
+    datastore: Annotated[
+        str | None, typer.Option("--datastore", help="Where to (default: the original disks').")
+    ] = None,
+    mode: Annotated[WritingMode | None, typer.Option("--mode", help="Transport mode (default: auto).")] = None,
+    failover: Annotated[
+        bool | None, typer.Option("--failover/--no-failover", help="Whether another mode may take over.")
+    ] = None,
+    direction: Annotated[
+        Direction | None, typer.Option("--data-direction", help="Which Data Mover opens the data connection.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Restore all disks into a new VM in vCenter, powered off: a run of its own, recorded and judged. Ctrl-C takes it back."""
+    out = Out(json)
+    lab = running_lab(context)
+    _, manifest = find(lab, point, vm)
+    argv = ["restore", "vm", point, "--name", name, "--vm", manifest.vm.name]
+    for option, value in (("--host", host), ("--datastore", datastore), ("--mode", mode), ("--direction", direction)):
+        argv += [option, str(value)] if value is not None else []
+    argv += [] if failover is None else ["--failover" if failover else "--no-failover"]
+    with Progressing(out) as show_line:
+        done = recorded.run(lab, "restore", argv, show_line)
+    out.document("restore-vm/1", {k: v for k, v in done.document.items() if k != "schema"} | done.evidence())
+    if done.document.get("error"):
+        _say_error(out, done.document["error"])
+    else:
+        out.text(f"[green]{escape(name)}[/]: restored from {point} of {manifest.vm.name}")
+    done.say(out)
+    raise typer.Exit(done.exit_code)
 
 
 @app.command("files")

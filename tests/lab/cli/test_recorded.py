@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from engine.errors import VadplabError
+from engine.store.points import Points
 from lab.cli import console, main, recorded
-from lab.errors import ControlFailed
+from lab.errors import ConsoleFailed, ControlFailed
 from lab.observe.errors import EvidenceMissing
 from lab.realise import control
 from lab.realise.folders import LabFolder
+from tests.engine.store.disks import POINT, make_point
 
 RESULT = {"schema": "vadplab.job-result/1", "job": "demo", "result": "success", "restore_points": []}
 
@@ -120,4 +122,48 @@ def test_wrong_options_of_a_job_run_start_nothing(
     desk: Desk, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
 ) -> None:
     assert main(["job", "run", "demo", *options, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["schema"] == "vadplab.error/1" and desk.calls == []
+
+
+def test_a_console_that_says_nothing_is_an_error_with_words(desk: Desk, tmp_path: Path) -> None:
+    desk.answer = lambda: (2, {})
+    found = run(tmp_path)
+    assert (
+        found.document["error"]["code"] == ConsoleFailed.code and "said nothing" in found.document["error"]["message"]
+    )
+    assert found.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "passed"),
+    [
+        ((), []),
+        (("--mode", "hotadd", "--no-failover"), ["--mode", "hotadd", "--no-failover"]),
+        (("--host", "esxi-2", "--datastore", "ds"), ["--host", "esxi-2", "--datastore", "ds"]),
+        (("--data-direction", "repository-to-proxy"), ["--direction", "repository-to-proxy"]),
+    ],
+)
+def test_options_of_a_restored_vm_reach_the_console(
+    desk: Desk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    passed: list[str],
+) -> None:
+    points = Points(tmp_path / "repository")
+    points.repository.mkdir()
+    make_point(points, b"x" * 65536)
+    monkeypatch.setattr("lab.cli.restore.running_lab", lambda context: LabFolder(tmp_path))
+    monkeypatch.setattr("lab.cli.points.repositories", lambda lab: {"repository-1": points.repository})
+    main(["restore", "vm", POINT, "--name", "new", *options, "--json"])
+    assert desk.argv[:-2] == ["restore", "vm", POINT, "--name", "new", "--vm", "vm1", *passed]
+    assert json.loads(capsys.readouterr().out)["schema"] == "vadplab.restore-vm/1"
+
+
+@pytest.mark.parametrize("options", [(), ("--name", "new", "--mode", "san"), ("--name", "n", "--disk", "1")])
+def test_wrong_options_of_a_restored_vm_start_nothing(
+    desk: Desk, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert main(["restore", "vm", POINT, *options, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["schema"] == "vadplab.error/1" and desk.calls == []
