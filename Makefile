@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-.PHONY: setup demo test lint lab-up lab-down bench lock
+.PHONY: setup demo test lint lab-up lab-down bench soak lock
 VADPLAB := .venv/bin/vadplab
 
 setup:
@@ -23,6 +23,10 @@ lab-down: setup
 bench:
 	@scripts/setup.sh bench
 	.venv/bin/python -m bench
+
+# Fifty kills at random instants of real backups; `make soak SEED=N INSTANTS=N` repeats what a seed drew.
+soak: setup
+	.venv/bin/python -m tests.soak $(if $(SEED),--seed $(SEED)) $(if $(INSTANTS),--instants $(INSTANTS))
 
 # Locks carry versions and hashes, no addresses. Needs uv on PATH.
 lock:

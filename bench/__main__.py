@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bench
-from bench.rows import Options, Row
+from bench.rows import Goal, Options, Result, Row, Stage
 
 SCHEMA = "vadplab.bench/1"
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -29,7 +30,7 @@ def measurements() -> dict[str, ModuleType]:
     """Modules of this package that have a title and can run."""
     found = {}
     for info in pkgutil.iter_modules(bench.__path__):
-        if not info.name.startswith("_") and info.name != "pair":
+        if not info.name.startswith("_"):
             module = importlib.import_module(f"bench.{info.name}")
             if hasattr(module, "TITLE") and hasattr(module, "run"):
                 found[info.name] = module
@@ -63,12 +64,43 @@ def table(title: str, rows: list[Row]) -> Table:
     return found
 
 
+def goal_table(goals: list[Goal]) -> Table:
+    """What was wanted and what was found."""
+    found = Table(title="goals")
+    for name in ("goal", "found", "met"):
+        found.add_column(name)
+    for goal in goals:
+        found.add_row(goal.text, f"{goal.found:.3g}", "yes" if goal.met else "NO")
+    return found
+
+
+def stage_table(stages: list[Stage]) -> Table:
+    """Where the time goes."""
+    found = Table(title="where the time goes (a profiled run of its own; seconds summed over threads)")
+    for name in ("subject", "half", "stage", "wall s", "CPU s", "calls"):
+        found.add_column(name)
+    for stage in stages:
+        found.add_row(stage.subject, stage.half, stage.stage, f"{stage.wall:.3f}", f"{stage.cpu:.3f}", str(stage.calls))
+    return found
+
+
+def show(console: Console, title: str, result: Result) -> None:
+    """Tables of one measurement: a table a group, goals, profile."""
+    for group in dict.fromkeys(row.group for row in result.rows):
+        rows = [row for row in result.rows if row.group == group]
+        console.print(table(f"{title}: {group}" if group else title, rows))
+    if result.goals:
+        console.print(goal_table(result.goals))
+    if result.stages:
+        console.print(stage_table(result.stages))
+
+
 def main(argv: list[str]) -> int:
     """Exit code 0; 2 for an unknown measurement; 3 when a tool to compare with is missing."""
     known = measurements()
     parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"measurements ({', '.join(known)}; default: all)")
-    parser.add_argument("--size", type=size, default=size("512MiB"), help="size of the test disk (default: 512MiB)")
+    parser.add_argument("--size", type=size, default=size("256MiB"), help="size of the test disk (default: 256MiB)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each subject once a round (default: 3)")
     parser.add_argument("--json", type=Path, help="also write the results there (- : standard output, no tables)")
     options = parser.parse_args(argv)
@@ -79,17 +111,29 @@ def main(argv: list[str]) -> int:
             if shutil.which(tool) is None:
                 sys.stderr.write(f"{name}: {tool} is missing: apt-get install {package}\n")
                 return 3
-    console = Console(stderr=str(options.json) == "-", width=200)
+    console = Console(stderr=str(options.json) == "-", width=220)
     results = []
+    before = os.getloadavg()[0]
     for name in options.names or known:
         with tempfile.TemporaryDirectory(prefix="vadplab-bench-") as scratch:
-            rows = known[name].run(Options(options.size, options.rounds, Path(scratch)))
-        console.print(table(known[name].TITLE, rows))
-        results.append({"name": name, "title": known[name].TITLE, "rows": [row.to_dict() for row in rows]})
+            given = known[name].run(Options(options.size, options.rounds, Path(scratch)))
+        result = given if isinstance(given, Result) else Result(given)
+        show(console, known[name].TITLE, result)
+        results.append(
+            {
+                "name": name,
+                "title": known[name].TITLE,
+                "rows": [row.to_dict() for row in result.rows],
+                "goals": [goal.to_dict() for goal in result.goals],
+                "stages": [asdict(stage) for stage in result.stages],
+            }
+        )
+    console.print(f"load of the machine: {before:.1f} before, {os.getloadavg()[0]:.1f} after")
     if options.json:
         document = {
             "schema": SCHEMA,
             "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
+            "load": {"before": round(before, 2), "after": round(os.getloadavg()[0], 2)},
             "size": options.size,
             "rounds": options.rounds,
             "measurements": results,

@@ -1,134 +1,161 @@
 # SPDX-License-Identifier: MIT
-"""The two halves of a backup in processes of their own, with the engine's own pipelines; only the source differs.
+"""The two halves of a backup or a restore in processes of their own, with the engine's own pipelines.
 
-`python -m bench.pair target FOLDER SIZE` prints port and token, then the result. `python -m bench.pair source FOLDER nbd|nfc SPEC PORT
-TOKEN` prints a line when its modules are loaded, waits for a line, runs, prints the result. Lines are JSON objects.
+`python -m bench.pair HALF FOLDER JSON`: `target` and `source` are a backup into a restore point, `serve` and `receive` a restore
+over the link, `local` a restore on the repository itself. Each prints a line when its modules are loaded; `source`, `receive`
+and `local` wait for a line then. The last line is the result: `begin` or `end` (the clock all processes share) and CPU seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nbd
-
-from engine.dialer import Dialer
+from bench.profile import Profile, of_source, of_target
+from bench.sources import open_source
+from engine.dialer import Connection, Dialer
 from engine.events import EventLog
-from engine.modes.network import NetworkSession
-from engine.modes.source import Extent, Read, Source
-from engine.modes.ticket import Ticket
 from engine.mover import datalink
 from engine.mover.datalink import DataListener
+from engine.mover.receive import receive_disk
+from engine.mover.restore_pipeline import send_disk
 from engine.mover.source_pipeline import SourcePipeline
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.rpc.identity import Identity
+from engine.store.points import Points, new_point_id
+from engine.store.restore import PointDisk, to_file
 
-
-class NbdSource(Source):
-    """A disk on a Unix socket, one connection a thread with sync reads (disks reference section 1)."""
-
-    mode = "nbd socket"
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._local = threading.local()
-        self.capacity = self._handle().get_size()
-
-    def extents(self) -> list[Extent]:
-        found: list[Extent] = []
-
-        def take(context: str, offset: int, entries: list[int], error: Any) -> None:
-            for length, flags in zip(entries[::2], entries[1::2], strict=True):
-                if not flags & 1:
-                    found.append((offset, min(length, self.capacity - offset)))
-                offset += length
-
-        offset = 0
-        while offset < self.capacity:
-            count = min(self.capacity - offset, 1 << 30)
-            self._handle().block_status(count, offset, take)
-            offset += count
-        return found
-
-    def start(self, offset: int, view: memoryview) -> Read:
-        handle = self._handle()
-        return _Pending(handle, offset, view)
-
-    def close(self) -> None:
-        self._local = threading.local()
-
-    def _handle(self) -> Any:
-        handle = getattr(self._local, "handle", None)
-        if handle is None:
-            handle = self._local.handle = nbd.NBD()
-            handle.add_meta_context("base:allocation")
-            handle.set_pread_initialize(False)
-            handle.connect_uri(self._uri)
-        return handle
-
-
-class _Pending:
-    def __init__(self, handle: Any, offset: int, view: memoryview) -> None:
-        self._handle, self._offset, self._view = handle, offset, view
-
-    def wait(self) -> None:
-        self._view[:] = self._handle.pread(len(self._view), self._offset)
+JOB, VM, KEY, FILE = "bench", "vm", 2000, "disk-2000.qcow2"
+DEADLINE = 600.0
+WORKERS = 3
+PROXY, REPOSITORY = "proxy-1", "repository-1"
 
 
 def identity(folder: Path, name: str) -> Identity:
-    """Made by `bench.backup`."""
+    """Made by `bench.hosts.certificates`."""
     return Identity(folder / f"{name}.pem", folder / "ca.pem")
 
 
-def target(folder: Path, size: int) -> dict[str, Any]:
-    """Receives the disk and commits it; the verification of the commit is timed apart."""
-    listener = DataListener("127.0.0.1", (0, 0), identity(folder, "repository-1"))
-    print(json.dumps({"port": listener.port, "token": listener.token}), flush=True)
-    out = folder / "out"
-    out.mkdir(exist_ok=True)
+def say(document: dict[str, Any]) -> None:
+    """One line for the measuring process."""
+    print(json.dumps(document), flush=True)
+
+
+def target(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Receives a disk of `size` bytes into a new restore point, on `parent` when it names one; it ends when that is visible."""
+    listener = DataListener("127.0.0.1", (0, 0), identity(folder, REPOSITORY))
+    points = Points(folder / "repository")
+    (folder / "repository").mkdir(exist_ok=True)
+    point, parent = new_point_id(), spec.get("parent")
+    say({"port": listener.port, "token": listener.token})
+    cpu = time.process_time()
+    kind: Any = "incremental" if parent else "full"
+    at = points.begin(JOB, VM, point, kind=kind, parent=parent)
+    below = PointDisk(at.parent / parent, KEY) if parent else None
 
     def link() -> datalink.DataLink:
         return listener.accept(deadline=30, stop=threading.Event(), step="7", welcome={})[0]
 
-    pipeline = TargetPipeline(out, "disk-2000.qcow2", size, link)
-    pipeline.wait(600)
-    begin = time.monotonic()
-    stored = pipeline.commit(0)
-    return {"stored": stored.stored, "commit": time.monotonic() - begin, "root": stored.root}
+    profile = Profile()
+    with of_target(profile) if spec.get("profile") else contextlib.nullcontext():
+        pipeline = TargetPipeline(at, FILE, spec["size"], link, parent=below)
+        pipeline.wait(DEADLINE)
+        streamed = time.monotonic()
+        stored = pipeline.commit(0)
+    pipeline.disk.close()
+    names = ("file", "stored", "digests", "root", "blocks", "blocks_root", "parent_root", "changed", "allocated")
+    disk = {name: getattr(stored, name) for name in names}
+    disk |= {"key": KEY, "label": "Hard disk 1", "path": "[datastore1] vm1/vm1.vmdk", "capacity": stored.size}
+    manifest = {
+        "schema": "vadplab.point/2", "job": JOB, "vm": {"name": VM, "uuid": "-"}, "point": point, "kind": kind,
+        "parent": parent, "created": datetime.now(UTC).isoformat(), "consistency": "crash", "session": "bench",
+        "snapshot": {"moref": "snapshot-1", "name": "bench"}, "vmx": "", "disks": [disk],
+    }  # fmt: skip
+    final = points.commit(JOB, VM, point, manifest)
+    end = time.monotonic()
+    used = sum(path.stat().st_blocks * 512 for path in final.iterdir())
+    return {
+        "end": end, "cpu": time.process_time() - cpu, "after_stream": end - streamed, "root": pipeline.root, "stored": used,
+        "point": point, "folder": str(final), "stages": profile.to_list(),
+    }  # fmt: skip
 
 
-def source(folder: Path, kind: str, spec: str, port: int, token: str) -> dict[str, Any]:
-    """Sends the disk, once a line came on standard input."""
-    print(json.dumps({"ready": True}), flush=True)
+def source(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Opens the disk that `spec` names and sends it, or its `ranges`, once a line came on standard input."""
+    say({"ready": True})
     sys.stdin.readline()
-    dialer = Dialer(EventLog(None, host="proxy-1", process="bench"))
-    disk: Source
-    if kind == "nbd":
-        disk = NbdSource(spec)
-    else:
-        host = json.loads(spec)
-        ticket = Ticket(host["address"], host["port"], host["thumbprint_sha1"], "vpxa-nfc", host["ticket"])
-        disk = NetworkSession.connect(dialer, ticket, host["mode"]).open_disk(host["path"], host["size"])
-    connection = dialer.connect("127.0.0.1", port, step="7", name="repository-1")
-    link, _ = datalink.connect(connection, identity(folder, "proxy-1"), expect="repository-1", token=token, step="7")
-    with disk, link:
-        return SourcePipeline(disk, link, throttle=Throttle(None), workers=3).run()
+    begin, cpu = time.monotonic(), time.process_time()
+    dialer = Dialer(EventLog(None, host=PROXY, process="bench"))
+    link = _connect(folder, dialer, spec, "7")
+    profile = Profile()
+    with open_source(dialer, spec) as disk, link:
+        profiled = of_source(profile, disk) if spec.get("profile") else contextlib.nullcontext(disk)
+        with profiled:
+            ranges = [(at, length) for at, length in spec["ranges"]] if spec.get("ranges") else None
+            pipeline = SourcePipeline(
+                disk, link, throttle=Throttle(None), workers=WORKERS, ranges=ranges, incremental=bool(ranges)
+            )
+            sent = pipeline.run()
+    return {**sent, "begin": begin, "cpu": time.process_time() - cpu, "stages": profile.to_list()}
+
+
+def serve(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The repository's half of a restore of the point in folder `point`."""
+    listener = DataListener("127.0.0.1", (0, 0), identity(folder, REPOSITORY))
+    with PointDisk(Path(spec["point"]), KEY) as disk:
+        say({"port": listener.port, "token": listener.token})
+        cpu = time.process_time()
+        link = listener.accept(deadline=30, stop=threading.Event(), step="r3", welcome={"size": disk.size})[0]
+        sent = send_disk(disk, link)
+    return {**sent, "cpu": time.process_time() - cpu}
+
+
+def receive(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The console's half of a restore, to the file `to`."""
+    say({"ready": True})
+    sys.stdin.readline()
+    begin, cpu = time.monotonic(), time.process_time()
+    dialer = Dialer(EventLog(None, host=PROXY, process="bench"))
+    connection: Connection = dialer.connect("127.0.0.1", spec["port"], step="r3", name=REPOSITORY)
+    work = receive_disk(
+        connection, identity(folder, PROXY), spec["token"], spec["size"], Path(spec["to"]), expect=REPOSITORY
+    )
+    asyncio.run(work)
+    return {"begin": begin, "end": time.monotonic(), "cpu": time.process_time() - cpu}
+
+
+def local(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """A restore of the point in folder `point` to the file `to`, on the repository itself."""
+    say({"ready": True})
+    sys.stdin.readline()
+    begin, cpu = time.monotonic(), time.process_time()
+    with PointDisk(Path(spec["point"]), KEY) as disk:
+        to_file(disk, Path(spec["to"]))
+    return {"begin": begin, "end": time.monotonic(), "cpu": time.process_time() - cpu}
+
+
+def _connect(folder: Path, dialer: Dialer, spec: dict[str, Any], step: str) -> datalink.DataLink:
+    connection = dialer.connect("127.0.0.1", spec["port"], step=step, name=REPOSITORY)
+    return datalink.connect(
+        connection, identity(folder, PROXY), expect=REPOSITORY, token=spec["token"], step=step
+    )[0]  # fmt: skip
+
+
+HALVES = {"target": target, "source": source, "serve": serve, "receive": receive, "local": local}
 
 
 def main(argv: list[str]) -> int:
     """One half."""
-    role, folder, *rest = argv
-    result = (
-        target(Path(folder), int(rest[0]))
-        if role == "target"
-        else source(Path(folder), rest[0], rest[1], int(rest[2]), rest[3])
-    )
-    print(json.dumps(result), flush=True)
+    half, folder, spec = argv
+    say(HALVES[half](Path(folder), json.loads(spec)))
     return 0
 
 
