@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from engine.steps import RESTORE_STEPS
 from firewall_rules.load import load_policy
 from firewall_rules.model import Rule
 from lab.judge.invariants import BROKEN, HELD, NOT_APPLICABLE, Invariant
+from lab.judge.report import build
 from tests.lab.judge.builder import BULK, IP, READ, TASKS, RunBuilder, demo, utc
 from tests.lab.observe.wire import ping, udp
 
@@ -555,3 +557,46 @@ def test_reverse_direction_needs_its_own_rule(tmp_path: Path) -> None:
     report = run.report(tmp_path)
     flow = next(f for f in report.flows if f.attempted and f.row == "D2")
     assert flow.consistent and flow.verdict.value == "allowed"
+
+
+# --- I6 with a Windows guest, which the shipped topology does not run
+
+
+def over_vix(tmp_path: Path, run: RunBuilder) -> Invariant:
+    evidence = run.evidence(tmp_path)
+    world = evidence.world
+    guests = {**world.vm_of_guest, "win-guest": "win-vm"}
+    evidence.world = replace(world, vm_of_guest=guests, vms=(*world.vms, "win-vm"))
+    return next(i for i in build(evidence).invariants if i.id == "I6")
+
+
+def vix_run(*, network: bool) -> RunBuilder:
+    run = demo()
+    if network:
+        run.connect("smb", 446, "10", "backup-server", "win-guest", 445, "default", result="drop", task="win-vm")
+        run.counters["default"] += 2
+        run.log += [{**run.log[-1], "utc": utc(446 + wait)} for wait in (1000, 3000)]
+        run.step("10", 446, 447, task="win-vm", phase="failed")
+    run.step("11", 448, 460, task="win-vm")
+    run.soap(450, "backup-server", "StartProgramInGuest", guest_operation=1, vm="win-vm")
+    return run
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_vix_leaves_the_guests_interface_alone(tmp_path: Path, network: bool) -> None:
+    found = over_vix(tmp_path, vix_run(network=network))
+    assert found.state == HELD and "1 guests over VIX" in found.reason, found
+
+
+def test_vix_with_a_connection_that_reaches_the_guest_is_broken(tmp_path: Path) -> None:
+    run = vix_run(network=True)
+    run.connect("late", 900, "11", "backup-server", "win-guest", 445, "default", task="win-vm")
+    found = over_vix(tmp_path, run)
+    assert found.state == BROKEN and "reached the guest after step 11" in found.reason
+
+
+def test_vix_alone_allows_not_even_an_attempt(tmp_path: Path) -> None:
+    run = vix_run(network=False)
+    run.connect("try", 455, "11", "backup-server", "win-guest", 135, "default", result="drop", task="win-vm")
+    found = over_vix(tmp_path, run)
+    assert found.state == BROKEN and "although only VIX was asked for" in found.reason
