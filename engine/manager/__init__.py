@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Backup Manager: one process per job run. `sequence` is the sequence of steps, in its order; its neighbours hold the details.
 
-sequence   steps 3 to 22, in order         peers      what the manager talks to, as interfaces
-tasks      one task per VM disk            links      those interfaces over real connections
-snapshot   mark, create, commit            guest      freeze and thaw of one VM's guest
-report     step events, progress, result
+sequence      steps 2 to 22, in order                  peers     what the manager talks to, as interfaces
+run           connections, slots, movers, the books    links     those interfaces over real connections
+tasks         one task per VM disk                     guest     freeze and thaw of one VM's guest
+reading       how each disk is read: the decisions     tracking  changed block tracking of vSphere
+mover_steps   steps 18 to 21 as the movers tell them   results   manifest and result document
+
+Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`.
 """
 
 from __future__ import annotations

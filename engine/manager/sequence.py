@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The sequence of a backup job, steps 1 to 22, in the order and under the numbers of `docs/sequence.md`.
+"""The sequence of a backup job, steps 2 to 22, in the order and under the numbers of `docs/sequence.md`.
 
-    (Backup Service)              1           `engine.service.jobs.Jobs.launch`: it starts this process
+    (Backup Service)              1           `engine.service.jobs.Jobs.launch`, which then starts this process
     run                           2  3  4     once a job
       start_tasks                 5a 5b 6  7  for all tasks (again for a disk that appears at step 8, or whose proxy is lost)
                                   8           once a job

@@ -79,7 +79,7 @@ def plan(
     Each task gets a proxy that supports its mode. While there are free slots, proxies with the better mode come first (Direct
     SAN before HotAdd before Network, where the task may use several), then the one that is least loaded in proportion to its
     limit; tasks for which no slot is free are spread in proportion to the limits. All tasks of a VM get one repository (one
-    restore point is one folder): the VM's previous one (`affinity`: VM → repository) when it has a free slot, else the
+    restore point is one folder): the one that keeps its chain (`affinity`: VM → repository), for which the job waits, else the
     least loaded. Ties go to the first name.
 
     Args:
@@ -96,8 +96,8 @@ def plan(
         if not any(r.limit > 0 for r in repositories):
             raise NoResource(f"task {task.id}: there is no repository")
         if task.vm not in repository_of:
-            previous = [r for r in repositories if r.name == (affinity or {}).get(task.vm)]
-            repository = _least(previous, load, chosen) or _least(repositories, load, chosen)
+            previous = [r for r in repositories if r.name == (affinity or {}).get(task.vm) and r.limit > 0]
+            repository = _least(previous or repositories, load, chosen)
             if repository is None:
                 return None
             repository_of[task.vm] = repository.name

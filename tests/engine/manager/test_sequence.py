@@ -183,8 +183,28 @@ def test_stop_thaws_and_commits(method: str, subject: str, step: str) -> None:
 
     result = asyncio.run(main())
     assert result["result"] == "failed" and result["error"]["code"] == "job.stopped"
+    assert result["error"]["next"] == "Run the job again. Nothing of this run is left behind."
     assert "commit linux-vm" in world.log and not world.snapshots
     left_clean(world)
+
+
+def test_stopped_run_says_what_it_leaves() -> None:
+    world = World()
+    world.hang.add(("source.read", "linux-vm:2000"))
+    world.fail["commit", "linux-vm"] = timed_out("22", "vcenter", 443)
+
+    async def main() -> dict[str, Any]:
+        world.reached["source.read", "linux-vm:2000"] = asyncio.Event()
+        sequence = BackupSequence("s1", world, EventLog(None, host="h", process="manager"), commit_pauses=())
+        job = asyncio.create_task(sequence.run())
+        await asyncio.wait_for(world.reached["source.read", "linux-vm:2000"].wait(), 10)
+        job.cancel()
+        return await asyncio.wait_for(job, 10)
+
+    result = asyncio.run(main())
+    assert result["error"]["code"] == "job.stopped"
+    for error in (result["error"], next(v["error"] for v in result["vms"] if v["vm"] == "linux-vm")):
+        assert error["next"].startswith("Run the job again. Left behind: linux-vm: its snapshot may stay.")
 
 
 class StoppedWorld(World):

@@ -40,7 +40,8 @@ def test_a_vm_stays_on_its_repository() -> None:
     assert {(a.task[0], a.repository) for a in found.assignments} == {("a", "r1"), ("b", "r2")}
     found = plan(tasks({"a": 2}), [proxy("p", 9)], repositories, {"r2": 3}, {"a": "r2"})
     assert found is not None and {a.repository for a in found.assignments} == {"r2"}
-    found = plan(tasks({"a": 2}), [proxy("p", 9)], repositories, {"r2": 4}, {"a": "r2"})
+    assert plan(tasks({"a": 2}), [proxy("p", 9)], repositories, {"r2": 4}, {"a": "r2"}) is None  # its chain is there
+    found = plan(tasks({"a": 2}), [proxy("p", 9)], repositories, {"r2": 4}, {"a": "gone"})
     assert found is not None and {a.repository for a in found.assignments} == {"r1"}
 
 

@@ -204,6 +204,7 @@ def test_dead_manager_is_reported_and_its_mess_put_right(tmp_path: Path, recover
             result = await run_job(client, "dies", session="one")
             assert result["result"] == "failed" and result["error"]["code"] == "manager.died"
             assert recovery.asked == [("one", PENDING)] and result["left"] == {}
+            assert "Nothing of this run is left behind" in result["error"]["next"]
             assert not service.broker.load() and service.database.unfinished() == []
             assert (await run_job(client, "mute"))["error"]["code"] == "manager.died"
             assert (await run_job(client, "quick"))["result"] == "success"
@@ -217,7 +218,9 @@ def test_service_that_starts_again_puts_right_what_is_left(tmp_path: Path, recov
         site = Site(tmp_path)
         recovery.leaves = PENDING  # the vCenter does not answer either
         async with site.serving() as (_, client):
-            assert (await run_job(client, "dies", session="one"))["left"] == PENDING
+            one = await run_job(client, "dies", session="one")
+            assert one["left"] == PENDING
+            assert "linux-vm: its snapshot may stay, its guest may be frozen" in one["error"]["next"]
             assert (await run_job(client, "orphan", session="two"))["result"] == "success"
         database = site.database()
         database.begin_session("three", "job", "quick")  # running when the service was killed
@@ -230,6 +233,7 @@ def test_service_that_starts_again_puts_right_what_is_left(tmp_path: Path, recov
             assert service.database.unfinished() == []
             (three,) = [s for s in service.database.sessions() if s["id"] == "three"]
             assert three["result"] == "failed" and three["document"]["error"]["code"] == "manager.died"
+            assert "Nothing of this run is left behind" in three["document"]["error"]["next"]
 
     asyncio.run(main())
 

@@ -17,7 +17,7 @@ import pytest
 from engine.errors import RemoteError
 from engine.rpc.client import Client
 from engine.transport.movers import Movers
-from engine.transport.service import TransportService
+from engine.transport.service import TransportService, modes, roles
 from tests.engine.machines import REPOSITORY, Machines
 from tests.engine.store import disks
 from tests.engine.waiting import until
@@ -134,7 +134,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_points_go_through_the_store(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, repository="points") as (_, client, _, _port):
-            where = {"job": "demo", "vm": "linux-vm", "point": "20261125T071500Z-3f2a"}
+            where: dict[str, Any] = {"job": "demo", "vm": "linux-vm", "point": "20261125T071500Z-3f2a"}
             folder = Path((await client.call("point.begin", **where, session="s"))["folder"])
             assert folder.is_dir() and folder.name.startswith(".partial-")
             assert (await client.call("points.list"))["points"] == []
@@ -159,7 +159,7 @@ def test_a_repository_keeps_chains(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, repository="points") as (service, client, _, _port):
             assert service.points is not None
-            where = {"job": "demo", "vm": "vm1"}
+            where: dict[str, Any] = {"job": "demo", "vm": "vm1"}
             nothing = await client.call("points.newest", **where, capacity=2 << 20)
             assert nothing["point"] is None and nothing["problem"] is None
             assert 0 < nothing["need"] == nothing["need_incremental"] < nothing["free"]
@@ -204,3 +204,24 @@ def test_a_repository_keeps_chains(tmp_path: Path) -> None:
             assert caught.value.to_dict()["code"] == "files.system"
 
     asyncio.run(main())
+
+
+PROXY_VM = {"vm_uuid": "423F0000-0000-0000-0000-00000000000A"}
+ARRAY = {"portals": ["10.0.0.1:3260"], "initiator": "iqn.2026-11.test:p"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "able"),
+    [
+        ({}, ["proxy"], ["nbdssl", "nbd"]),
+        ({"repository": "points"}, ["repository"], ["nbdssl", "nbd"]),
+        ({"proxy": PROXY_VM}, ["proxy"], ["hotadd", "nbdssl", "nbd"]),
+        ({"san": ARRAY}, ["proxy"], ["san", "nbdssl", "nbd"]),
+        ({"san": ARRAY, "repository": "points"}, ["proxy", "repository"], ["san", "nbdssl", "nbd"]),
+    ],
+)
+def test_roles_and_modes_are_those_of_the_configuration(
+    tmp_path: Path, fields: dict[str, Any], expected: list[str], able: list[str]
+) -> None:
+    config = Machines(tmp_path).config("machine", **fields)
+    assert (roles(config), modes(config)) == (expected, able)
