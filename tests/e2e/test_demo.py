@@ -23,7 +23,7 @@ LOCAL = {"2", "4", "9", "12", "14", "17"}
 ROWS = {"C1": 1, "M4": 2, "M5": 6, "D1": 3, "H1": 1, "G10": 1, "H4": 3, "H5": 3}  # connections of two VMs, three disks
 TASKS = ["linux-vm:2000", "files-vm:2000", "files-vm:2001"]
 DISKS = [("linux-vm", 2000, 512 << 20), ("files-vm", 2000, 256 << 20), ("files-vm", 2001, 128 << 20)]
-INVARIANTS = {"I1", "I2", "I3", "I4", "I7", "I8", "I9", "I10"}
+INVARIANTS = {"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10"}
 BLOCK = 65536
 
 

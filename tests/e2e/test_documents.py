@@ -18,7 +18,7 @@ EVIDENCE = {"evidence", "invariants", "problems", "folder", "exit_code"}
 ERROR = {"code", "step", "host", "target", "port", "symptom", "message", "next"}
 FLOW = {"step", "steps", "row", "initiator", "responder", "protocol", "port", "predicted", "verdict", "rule", "bytes"}
 WITNESSES = {"event", "counter", "packets", "socket"}
-INVARIANTS = {"I1", "I2", "I3", "I4", "I7", "I8", "I9", "I10"}
+INVARIANTS = {"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10"}
 STATES = {"held", "broken", "not applicable"}
 VERDICTS = {"allowed", "refused", "prohibited", "timed out", "not attempted", "could not check"}
 
