@@ -88,8 +88,7 @@ class Made:
 
 def planned(name: str, point: dict[str, Any]) -> Planned:
     """What the manifest says of the VM (`points.find`, with its `vmx` and `disks`). Raises InputError for the name."""
-    if not _NAME.fullmatch(name):
-        raise InputError(f"not a name for a VM: {name!r}", next="Up to 80 characters, without / \\ and %.")
+    check_name(name)
     settings = dict(_SETTING.findall(str(point.get("vmx") or "")))
     firmware = settings.get("firmware", "bios")
     controller = settings.get("scsi0.virtualDev", "pvscsi")
@@ -103,6 +102,12 @@ def planned(name: str, point: dict[str, Any]) -> Planned:
         controller=controller if controller in _CONTROLLERS else "pvscsi",
         disks=tuple(sorted(point["disks"], key=lambda disk: int(disk["key"]))),
     )
+
+
+def check_name(name: str) -> None:
+    """Raises InputError unless a VM may have that name."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"not a name for a VM: {name!r}", next="1 to 80 characters, without / \\ and %.")
 
 
 def guest_id(guest_os: str) -> str:
@@ -177,12 +182,12 @@ def destroy(vsphere: VSphere, moref: str, *, step: str) -> None:
     vsphere.wait(task, step=step, timeout=TASK_DEADLINE)
 
 
-def marked(vsphere: VSphere, mark: str, *, step: str) -> list[tuple[str, str]]:
-    """(reference, name) of the VMs whose annotation holds `mark`."""
+def marked(vsphere: VSphere, mark: str, *, step: str) -> list[tuple[str, str, str]]:
+    """(reference, name, annotation) of the VMs whose annotation holds `mark`."""
 
-    def look() -> list[tuple[str, str]]:
-        machines = _all(vsphere, vim.VirtualMachine)
-        return [(str(vm._moId), str(vm.name)) for vm in machines if mark in str(_annotation(vm))]
+    def look() -> list[tuple[str, str, str]]:
+        found = [(str(vm._moId), str(vm.name), _annotation(vm)) for vm in _all(vsphere, vim.VirtualMachine)]
+        return [one for one in found if mark in one[2]]
 
     return vsphere.call(look, step=step)
 

@@ -72,6 +72,10 @@ class Broker:
             self._line.remove(turn)
             self._wake()
 
+    def held(self, session: str, resource: str) -> int:
+        """Slots of a resource that a session holds."""
+        return int(self._held.get(session, {}).get(resource, 0))
+
     def release(self, session: str) -> None:
         """Gives back what a session holds; harmless when it holds nothing."""
         self._held.pop(session, None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Restore points, and the service's part of a restore: r1 asked for by the console, r2 a Data Mover starts on the repository.
 
-The console then receives the disk from that mover (r3). The mover's control connection is the service's: it is held until the
-console's own connection to the service ends.
+The console then receives the disk from that mover (r3), or reaches the disk servers of an instant recovery (r12). The mover's
+control connection is the service's: it is held until the console's own connection to the service ends.
 """
 
 from __future__ import annotations
@@ -11,42 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.errors import InputError, RemoteError, VadplabError
 from engine.events import EventLog
 from engine.processes import READY_DEADLINE
 from engine.report import Reporter
+from engine.restore.points import STORE_DEADLINE, DiskUnknown, Found, PointUnknown, disk_of, find
 from engine.rpc.client import Client
 from engine.service.servers import connect
 
-STORE_DEADLINE = 600.0
-
-
-class PointUnknown(InputError):
-    """No repository has that restore point."""
-
-    code = "restore.point-unknown"
-    advice = "List the restore points with `points list`."
-
-
-class DiskUnknown(InputError):
-    """The restore point has no such disk."""
-
-    code = "restore.disk-unknown"
-    advice = "Name a disk by its number (1 for `Hard disk 1`) or its key (2000); `points list` shows them."
+__all__ = ["DiskUnknown", "PointUnknown", "Restoring", "points", "recover", "start"]
 
 
 @dataclass(slots=True)
 class Restoring:
-    """A restore that goes on: what the console needs, and the connections that keep the mover alive."""
+    """A restore that goes on: what the console needs, and the connections that keep the mover, or the disk servers, alive."""
 
     answer: dict[str, Any]
     transport: Client
-    control: Client
+    control: Client | None
     events: EventLog
 
     async def close(self) -> None:
-        """Ends the mover."""
-        await self.control.close()
+        """Ends the mover, or the disk servers."""
+        if self.control is not None:
+            await self.control.close()
         await self.transport.close()
 
 
@@ -76,37 +63,77 @@ async def start(
 ) -> Restoring:
     """Steps r1 and r2. Raises PointUnknown, DiskUnknown, ConnectError, RemoteError."""
     with report.step("r1", point=point, disk=disk):
-        repositories = [s for s in servers if "repository" in s["roles"]]
+        pass  # the call is the start
     with report.step("r2") as result:
-        error: VadplabError = PointUnknown(f"no repository has the restore point {point}")
-        for server in repositories:
-            transport = await connect(config, report.events, server, step="r2")
-            try:
-                found = await transport.call("points.find", step="r2", deadline=STORE_DEADLINE, point=point, vm=vm)
-                result["repository"] = server["name"]
-                return await _open(config, report.events, server, transport, session, found, disk)
-            except RemoteError as exc:
-                await transport.close()
-                if exc.to_dict()["code"] != "store.not-found":
-                    raise
-                if "match" in exc.message:
-                    error = PointUnknown(exc.message)
-            except BaseException:
-                await transport.close()
-                raise
-        raise error
+        found = await find(config, report.events, servers, point, vm, step="r2")
+        try:
+            result["repository"] = found.server["name"]
+            return await _open(config, report.events, found, session, disk)
+        except BaseException:
+            await found.transport.close()
+            raise
+
+
+async def recover(
+    config: EngineConfig,
+    report: Reporter,
+    servers: list[dict[str, Any]],
+    session: str,
+    *,
+    point: str,
+    vm: str | None,
+    disks: list[int],
+    port: int | None,
+) -> Restoring:
+    """Instant recovery, steps r1 and r2: a disk server starts on the repository for each disk (all of them: no `disks`).
+
+    `port`: of the first disk, the next ones follow; None: free mover ports. Raises as `start`.
+    """
+    with report.step("r1", point=point, disks=disks):
+        pass  # the call is the start
+    with report.step("r2") as result:
+        found = await find(config, report.events, servers, point, vm, step="r2")
+        try:
+            result["repository"] = found.server["name"]
+            if found.point.get("error"):
+                raise PointUnknown(f"{point} is damaged: {found.point['error']}")
+            chosen = [disk_of(found.point, disk) for disk in disks] or list(found.point["disks"])
+            served = []
+            for number, entry in enumerate(chosen):
+                started = await found.transport.call(
+                    "recovery.start",
+                    step="r2",
+                    deadline=STORE_DEADLINE,
+                    session=session,
+                    folder=found.point["folder"],
+                    disk=entry["key"],
+                    port=None if port is None else port + number,
+                )
+                served.append({"key": entry["key"], "label": entry["label"], "size": entry["capacity"], **started})
+        except BaseException:
+            await found.transport.close()
+            raise
+    answer = {
+        "session": session,
+        "name": found.server["name"],
+        "host": found.server["address"],
+        "point": found.point["point"],
+        "vm": found.point["vm"],
+        "consistency": found.point["consistency"],
+        "disks": served,
+    }
+    return Restoring(answer, found.transport, None, report.events)
 
 
 async def _open(
     config: EngineConfig,
     events: EventLog,
-    server: dict[str, Any],
-    transport: Client,
+    kept: Found,
     session: str,
-    found: dict[str, Any],
     disk: int,
 ) -> Restoring:
-    entry = _disk(found, disk)
+    server, transport, found = kept.server, kept.transport, kept.point
+    entry = disk_of(found, disk)
     task = f"{found['vm']}:{entry['key']}"
     mover = await transport.call(
         "mover.start", step="r2", deadline=READY_DEADLINE * 2, session=session, task=task, role="restore"
@@ -134,12 +161,3 @@ async def _open(
         "consistency": found["consistency"],
     }
     return Restoring(answer, transport, control, events)
-
-
-def _disk(point: dict[str, Any], disk: int) -> dict[str, Any]:
-    disks: list[dict[str, Any]] = point.get("disks") or []
-    for entry in disks:
-        if entry["key"] == disk or entry["label"] == f"Hard disk {disk}":
-            return entry
-    known = ", ".join(f"{e['label']} ({e['key']})" for e in disks)
-    raise DiskUnknown(f"{point['point']} has no disk {disk}; it has {known or point.get('error')}")

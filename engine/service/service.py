@@ -3,8 +3,7 @@
 
 job.list {}   job.show {name}   job.run {name, mode?, direction?, failover?, full?, session?} (progress, then the result document)
 job.stop {name}   infra.show {}   infra.rescan {session?} (progress, then its result document)   points.list {}
-restore.disk {point, disk, vm?, session?} → {name, host, port, token, size, …}; `restore.end {session, result}`
-session.list {}
+session.list {}   restore.…, recovery.…, points.…, files.…: `engine.service.restores`
 
 job.create, job.edit, …, infra.add, …, token.issue, …: `engine.service.administration`. REST (`engine.rest`) offers a part of it.
 
@@ -27,11 +26,11 @@ from engine.model.database import Database
 from engine.model.infrastructure import Direction, JobMode
 from engine.report import Reporter
 from engine.rpc.server import Call, Peer, Server, UnknownMethod
-from engine.service import restore
 from engine.service.administration import Administration
 from engine.service.broker import Broker
 from engine.service.jobs import MODULE, Jobs
 from engine.service.rescan import Rescan
+from engine.service.restores import Restores
 from engine.service.runs import RunState
 from engine.service.timer import Timer
 
@@ -61,6 +60,7 @@ class BackupService:
         self.jobs = Jobs(config, path, database, self.broker, manager_module=manager_module)
         self.timer = Timer(self.jobs.database, self._start_by_schedule, self.jobs.busy, self._say)
         self._administration = Administration(self.jobs, self.timer.changed)
+        self._restores = Restores(config, self.jobs, self.broker, self._spawn)
         self._rest: RestServer | None = None
         self._rescanning = asyncio.Lock()
         self._servers = [Server(config.make_identity(), self._handle, on_disconnect=self._peer_left) for _ in range(2)]
@@ -79,7 +79,7 @@ class BackupService:
 
             self._rest = RestServer(self.config, create_app(self))
             self.rest_port = await self._rest.start(self.config.service.rest_port)
-        self._spawn(self.jobs.recover_unfinished())
+        self._spawn(self._recover_unfinished())
         self._spawn(self.timer.run())
         return port
 
@@ -87,7 +87,7 @@ class BackupService:
         """Stops every run (thaw, commit), then the service."""
         if self._rest is not None:
             await self._rest.close()
-        await self.jobs.close()
+        await asyncio.gather(self.jobs.close(), self._restores.close())
         for server in self._servers:
             await server.close()
         for task in list(self._work):
@@ -99,6 +99,8 @@ class BackupService:
         family = call.method.partition(".")[0]
         if self._administration.knows(call.method):
             return await self._administration.handle(call)
+        if self._restores.knows(call.method):
+            return await self._restores.handle(call)
         if family in ("manager", "resources"):
             return await self._for_manager(call)
         match call.method:
@@ -114,12 +116,6 @@ class BackupService:
                 return await self.show_infrastructure()
             case "infra.rescan":
                 return await self._rescan(call)
-            case "points.list":
-                return {"points": await self.points()}
-            case "restore.disk":
-                return await self._restore(call)
-            case "restore.end":
-                return await self._end_restore(call.peer, call.param("session"), call.param("result"))
             case "session.list":
                 return {"sessions": await self.jobs.database(lambda db: db.sessions())}
         raise UnknownMethod(f"{self.config.name}: the Backup Service has no method {call.method}")
@@ -211,41 +207,12 @@ class BackupService:
 
     async def points(self) -> list[dict[str, Any]]:
         """The restore points of every repository."""
-        servers = await self.jobs.database(lambda db: db.servers())
-        events = self.config.event_log("service")
-        try:
-            return await restore.points(self.config, events, servers)
-        finally:
-            events.close()
+        return await self._restores.points()
 
-    async def _restore(self, call: Call) -> dict[str, Any]:
-        session = call.param("session", default=None) or new_id()
-        point, disk, vm = call.param("point"), call.param("disk", int), call.param("vm", default=None)
-        await self.jobs.database(lambda db: db.begin_session(session, "restore", point))
-        servers = await self.jobs.database(lambda db: db.servers())
-        events = self.config.event_log("service", session=session)
-        told: list[dict[str, Any]] = []
-        report = Reporter(events, told.append)
-        try:
-            going = await restore.start(self.config, report, servers, session, point=point, vm=vm, disk=disk)
-        except BaseException:
-            events.close()
-            await self.jobs.database(lambda db: db.end_session(session, "failed", {}))
-            raise
-        finally:
-            for item in told:
-                await _quiet(call.progress(item))
-        restores: dict[str, restore.Restoring] = call.peer.data.setdefault("restores", {})
-        restores[session] = going
-        return going.answer
-
-    async def _end_restore(self, peer: Peer, session: str, result: str) -> dict[str, Any]:
-        going: restore.Restoring | None = peer.data.get("restores", {}).pop(session, None)
-        if going is not None:
-            await going.close()
-            going.events.close()
-            await self.jobs.database(lambda db: db.end_session(session, result, {}))
-        return {}
+    async def _recover_unfinished(self) -> None:
+        with contextlib.suppress(VadplabError):  # without its database the service waits for it elsewhere
+            await self._restores.sweep_unfinished()
+        await self.jobs.recover_unfinished()
 
     async def _watch(self, call: Call, state: RunState) -> dict[str, Any]:
         async for item in state.watch():
@@ -254,8 +221,7 @@ class BackupService:
         return state.document
 
     def _peer_left(self, peer: Peer) -> None:
-        for session in list(peer.data.get("restores", {})):
-            self._spawn(self._end_restore(peer, session, "failed"))
+        self._restores.left(peer)
 
     # What REST calls (`engine.rest.app.Operations`)
 
