@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from engine.errors import InputError, VadplabError
-from engine.service.restore import PointUnknown
+from engine.restore.points import PointUnknown
 from engine.store import health, importing, retention
 from engine.store.manifest import Manifest
 from engine.store.points import Point, Points

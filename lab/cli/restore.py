@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from engine.console.commands import TargetExists
 from engine.errors import InputError, VadplabError
-from engine.service.restore import DiskUnknown
+from engine.restore.points import DiskUnknown
 from engine.store.files import PointFiles
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.restore import PointDisk, to_file
