@@ -250,9 +250,7 @@ def test_what_can_not_begin_leaves_nothing(small: Small) -> None:
     asyncio.run(scenario())
 
 
-def test_an_observer_that_fails_does_not_take_the_others_along(
-    small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_observer_that_fails_does_not_take_the_others_along(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     soap = small.folder / "fakes" / "esxi-1" / "soap.jsonl"
     soap.parent.mkdir()
 
