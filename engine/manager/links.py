@@ -141,7 +141,6 @@ class TransportLink:
             job=job,
             vm=vm,
             point=point,
-            session=self._session,
             kind="full" if parent is None else "incremental",
             parent=parent,
             data=data,

@@ -89,7 +89,6 @@ class Point:
 class _Making:
     folder: Path
     lock: int
-    session: str | None
     kind: Kind
     parent: Manifest | None
     held: contextlib.ExitStack
@@ -114,7 +113,6 @@ class Points:
         vm: str,
         point: str,
         *,
-        session: str | None = None,
         kind: Kind = "full",
         parent: str | None = None,
         estimate: int = 0,
@@ -156,7 +154,7 @@ class Points:
             lock = locks.folder_lock(folder)
             if lock is None:
                 raise PointBusy(f"restore point {point} of {vm} was taken by another session")
-            self._making[job, vm, point] = _Making(folder, lock, session, kind, below, held.pop_all(), estimate)
+            self._making[job, vm, point] = _Making(folder, lock, kind, below, held.pop_all(), estimate)
             return folder
 
     def commit(self, job: str, vm: str, point: str, manifest: dict[str, Any] | Manifest) -> Path:
@@ -194,14 +192,6 @@ class Points:
         """Removes a point in the making; harmless when there is none."""
         with self._guard:
             self._drop((job, vm, point))
-
-    def abort_session(self, session: str) -> list[str]:
-        """Removes every point that `session` has not committed; returns their ids."""
-        with self._guard:
-            keys = [key for key, making in self._making.items() if making.session == session]
-            for key in keys:
-                self._drop(key)
-            return [key[2] for key in keys]
 
     def close(self) -> None:
         """Removes everything in the making and gives the locks back."""

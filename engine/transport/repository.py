@@ -2,7 +2,7 @@
 """The repository's methods of the Transport Service: restore points are made, listed, verified, pruned, merged, imported.
 
 method             parameters                                        result
-point.begin        job, vm, point, session?, kind?, parent?,         {folder}; `kind` full (default) or incremental on `parent`;
+point.begin        job, vm, point, kind?, parent?,                   {folder}; `kind` full (default) or incremental on `parent`;
                    data?, capacity?                                  `data` bytes to send of disks of `capacity`: space is reserved
 point.commit       job, vm, point, manifest                          {folder}
 point.abort        job, vm, point                                    {}
@@ -102,7 +102,6 @@ class Repository:
             job,
             vm,
             point,
-            session=call.param("session", default=None),
             kind=kind,
             parent=call.param("parent", default=None),
             estimate=estimate,

@@ -104,7 +104,7 @@ class World:
         """A restore point in the making: id and folder."""
         point = new_point_id()
         kind: Any = "incremental" if parent else "full"
-        return point, self.points.begin(job, vm, point, session="s1", kind=kind, parent=parent)
+        return point, self.points.begin(job, vm, point, kind=kind, parent=parent)
 
     def commit(
         self,

@@ -48,14 +48,14 @@ def test_visible_only_after_commit(points: Points) -> None:
 
 
 def test_abort_removes_everything(points: Points) -> None:
-    folder = points.begin("demo", "vm1", POINT, session="s1")
+    folder = points.begin("demo", "vm1", POINT)
     document(folder)
     points.abort("demo", "vm1", POINT)
     assert not folder.exists()
     points.abort("demo", "vm1", POINT)
-    points.begin("demo", "vm1", POINT, session="s1")
-    assert points.abort_session("s1") == [POINT]
-    assert points.abort_session("s1") == []
+    folder = points.begin("demo", "vm1", POINT)
+    points.close()
+    assert not folder.exists()
 
 
 def test_commit_refuses_what_is_not_complete(points: Points) -> None:

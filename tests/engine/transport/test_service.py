@@ -74,7 +74,7 @@ def test_movers_end_with_their_manager_and_with_the_service(tmp_path: Path) -> N
             other = await machines.client(port, to="repository-1", by="backup-server")
             kept = await client.call("mover.start", session="kept", task="a", role="source", deadline=20)
             lost = await other.call("mover.start", session="lost", task="a", role="source", deadline=20)
-            await other.call("point.begin", job="j", vm="v", point="20261125T071500Z-3f2a", session="lost")
+            await other.call("point.begin", job="j", vm="v", point="20261125T071500Z-3f2a")
             assert list((tmp_path / "points/j/v").iterdir())
             await other.close()
             await until(lambda: service.movers.count == 1)
@@ -135,7 +135,7 @@ def test_points_go_through_the_store(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, repository="points") as (_, client, _, _port):
             where: dict[str, Any] = {"job": "demo", "vm": "linux-vm", "point": "20261125T071500Z-3f2a"}
-            folder = Path((await client.call("point.begin", **where, session="s"))["folder"])
+            folder = Path((await client.call("point.begin", **where))["folder"])
             assert folder.is_dir() and folder.name.startswith(".partial-")
             assert (await client.call("points.list"))["points"] == []
             for method, params, code in (
