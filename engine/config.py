@@ -8,6 +8,7 @@
     keylog: FILE                    TLS keys in the NSS key log format, for captures (optional)
     events: FILE                    events of this machine, one JSON object a line (optional)
     resolver: {esxi-1: 10.77.8.10}  names that are looked up here before the system's resolver
+    roles: [proxy, repository]      Transport Service: what the machine is (default: repository with a `repository`, else proxy)
     mover_ports: [2500, 3300]       Transport Service: first and last port of its Data Movers
     repository: FOLDER              Transport Service of a repository: where restore points are kept
     proxy: {vm_uuid: UUID, devices: /dev/disk/by-id}                       proxy that is a VM: HotAdd
@@ -26,7 +27,7 @@ Relative paths are relative to the file's folder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -52,6 +53,7 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Role = Literal["proxy", "repository"]
 
 
 class _Strict(BaseModel):
@@ -115,6 +117,7 @@ class EngineConfig(_Strict):
     keylog: FilePath | None = None
     events: FilePath | None = None
     resolver: dict[str, str] = Field(default_factory=dict)
+    roles: list[Role] | None = None
     mover_ports: tuple[Port, Port] = MOVER_PORTS
     repository: FilePath | None = None
     proxy: ProxyVm | None = None

@@ -134,7 +134,10 @@ class TransportService:
 
 
 def roles(config: EngineConfig) -> list[str]:
-    """What a machine is by its configuration: `proxy`, unless it is only a repository; `repository` when it has a folder."""
+    """What a machine is: as its configuration says, else a repository when it has a folder for one, a proxy when it has not or is
+    set up for HotAdd or Direct SAN."""
+    if config.roles is not None:
+        return list(config.roles)
     only_repository = config.repository is not None and config.proxy is None and config.san is None
     return ["proxy"] * (not only_repository) + ["repository"] * (config.repository is not None)
 

@@ -215,6 +215,7 @@ ARRAY = {"portals": ["10.0.0.1:3260"], "initiator": "iqn.2026-11.test:p"}
     [
         ({}, ["proxy"], ["nbdssl", "nbd"]),
         ({"repository": "points"}, ["repository"], ["nbdssl", "nbd"]),
+        ({"repository": "points", "roles": ["proxy", "repository"]}, ["proxy", "repository"], ["nbdssl", "nbd"]),
         ({"proxy": PROXY_VM}, ["proxy"], ["hotadd", "nbdssl", "nbd"]),
         ({"san": ARRAY}, ["proxy"], ["san", "nbdssl", "nbd"]),
         ({"san": ARRAY, "repository": "points"}, ["proxy", "repository"], ["san", "nbdssl", "nbd"]),
