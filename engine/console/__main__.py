@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config as configuration
-from engine.console import administration
+from engine.console import administration, restores
 from engine.console.commands import Console
 from engine.console.output import Output
 from engine.errors import VadplabError, catalogue
@@ -24,11 +24,11 @@ ERROR_SCHEMA = "vadplab.error/1"
 
 def main(argv: list[str]) -> int:
     """Runs one command; prints its result and gives its exit code."""
-    arguments = command_line().parse_args(argv)
+    arguments = command_line().parse_args(restores.with_verb(argv))
     output = Output("events" if arguments.events else "json" if arguments.json else "text")
     try:
         config = configuration.load(arguments.config)
-        document = asyncio.run(_perform(Console(config, output), arguments))
+        document = asyncio.run(_perform(Console(config, output), restores.PointVerbs(config, output), arguments))
     except VadplabError as exc:
         output.result({"schema": ERROR_SCHEMA, "run": arguments.session, "result": "failed", "error": exc.to_dict()})
         return exc.exit_code
@@ -44,7 +44,9 @@ def exit_code(error: dict[str, Any] | None) -> int:
     return known.get(str(error.get("code")), 1)
 
 
-async def _perform(console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
+async def _perform(console: Console, verbs: restores.PointVerbs, arguments: argparse.Namespace) -> dict[str, Any]:
+    if (work := verbs.perform(arguments)) is not None:
+        return await work
     return await administration.perform(console.call, arguments) or await _command(console, arguments)
 
 
@@ -113,14 +115,7 @@ def command_line() -> argparse.ArgumentParser:
     infra.add_parser("show", help="what is known")
     infra.add_parser("rescan", help="read it anew").add_argument("--session", help=argparse.SUPPRESS)
     administration.add_rest_verbs(families)
-    points = families.add_parser("points", help="restore points").add_subparsers(dest="action", required=True)
-    points.add_parser("list", help="every restore point")
-    restore = families.add_parser("restore", help="restore a disk to a new file")
-    restore.add_argument("point")
-    restore.add_argument("--disk", type=int, required=True, help="number (1 for `Hard disk 1`) or key (2000)")
-    restore.add_argument("--to", type=Path, required=True)
-    restore.add_argument("--vm", help="when several VMs have a point of that name")
-    restore.add_argument("--session", help=argparse.SUPPRESS)
+    restores.add_verbs(families)
     return parser
 
 

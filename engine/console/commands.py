@@ -47,7 +47,7 @@ class Console:
     async def job_run(self, name: str, *, options: dict[str, Any], session: str | None) -> dict[str, Any]:
         """Runs a job with `options` (mode, direction, failover, full); SIGINT and SIGTERM stop it and wait for its clean end."""
         session = session or new_id()
-        async with _Connection(self._config, session, "1") as client:
+        async with Connection(self._config, session, "1") as client:
             running = asyncio.create_task(
                 client.call(
                     "job.run",
@@ -59,7 +59,7 @@ class Console:
                     session=session,
                 )
             )
-            return await _interruptible(running, client.call("job.stop", deadline=STOP_DEADLINE, name=name))
+            return await interruptible(running, client.call("job.stop", deadline=STOP_DEADLINE, name=name))
 
     async def job_run_over_rest(
         self, name: str, *, token_file: Path | None, options: dict[str, Any], session: str | None
@@ -78,7 +78,7 @@ class Console:
                 session=session or new_id(),
             )
         )
-        return await _interruptible(running, _cancel(running))
+        return await interruptible(running, _cancel(running))
 
     async def job_list(self) -> dict[str, Any]:
         """Every job's settings."""
@@ -99,7 +99,7 @@ class Console:
     async def infra_rescan(self, *, session: str | None) -> dict[str, Any]:
         """Reads the infrastructure anew."""
         session = session or new_id()
-        async with _Connection(self._config, session, "i1") as client:
+        async with Connection(self._config, session, "i1") as client:
             found: dict[str, Any] = await client.call(
                 "infra.rescan", deadline=None, idle=STORE_DEADLINE, on_progress=self._output.progress, session=session
             )
@@ -114,9 +114,9 @@ class Console:
         if to.exists() or not to.parent.is_dir():
             raise TargetExists(f"{to} {'exists' if to.exists() else 'is in no folder'}")
         session = session or new_id()
-        async with _Connection(self._config, session, "r1") as client:
+        async with Connection(self._config, session, "r1") as client:
             restoring = asyncio.create_task(self._restore(client, session, point, disk, to, vm))
-            return await _interruptible(restoring, _cancel(restoring))
+            return await interruptible(restoring, _cancel(restoring))
 
     async def _restore(
         self, client: Client, session: str, point: str, disk: int, to: Path, vm: str | None
@@ -168,12 +168,12 @@ class Console:
 
     async def call(self, method: str, deadline: float = 30.0, **params: Any) -> dict[str, Any]:
         """One call of the Backup Service on a connection of its own."""
-        async with _Connection(self._config, None, None) as client:
+        async with Connection(self._config, None, None) as client:
             found: dict[str, Any] = await client.call(method, deadline=deadline, **params)
             return found
 
 
-class _Connection:
+class Connection:
     """The connection to the Backup Service, as an asynchronous context."""
 
     def __init__(self, config: EngineConfig, session: str | None, step: str | None) -> None:
@@ -202,7 +202,7 @@ class _Connection:
         self._events.close()
 
 
-async def _interruptible(work: asyncio.Task[dict[str, Any]], stop: Awaitable[Any]) -> dict[str, Any]:
+async def interruptible(work: asyncio.Task[dict[str, Any]], stop: Awaitable[Any]) -> dict[str, Any]:
     """The result of `work`; the first SIGINT or SIGTERM awaits `stop`, and `work` is still waited for."""
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()

@@ -25,6 +25,14 @@ class Output:
         elif self.form == "text" and (text := describe(item)):
             self._write(text)
 
+    def announce(self, document: dict[str, Any]) -> None:
+        """A document that a command prints while it goes on: what the user needs meanwhile."""
+        if self.form == "text":
+            for disk in document.get("disks", []):
+                self._write(f"{disk['label']}: {disk['uri']}")
+            return
+        self._line(document)
+
     def result(self, document: dict[str, Any]) -> None:
         """The command's one result document."""
         if self.form != "text":
