@@ -35,6 +35,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("rest", "lab.cli.rest", "Tokens of the REST interface.", BACKUP),
     Entry("points", "lab.cli.points", "Restore points: list, verify, prune, import.", BACKUP),
     Entry("restore", "lab.cli.restore", "Restore a disk to a file, single files, or a new VM.", BACKUP),
+    Entry("recover", "lab.cli.recover", "Instant recovery: a point's disks over NBD, until Ctrl-C.", BACKUP),
     Entry("runs", "lab.cli.runs", "The runs of a lab.", EVIDENCE),
     Entry("flows", "lab.cli.flows", "Steps and flows of a run, with their verdicts.", EVIDENCE),
     Entry("pcap", "lab.cli.pcap", "The capture of a run.", EVIDENCE),
