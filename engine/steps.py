@@ -76,7 +76,7 @@ RESTORE_STEPS: tuple[Step, ...] = (
     ),
     Step("r5", "restore", "Backup Service makes the new VM in vCenter", by="service"),
     Step("r6", "restore", "Data Movers connect to each other", by="service"),
-    Step("r7", "restore", "Transport mode is chosen", local=True, by="mover"),
+    Step("r7", "restore", "Transport mode is chosen", local=True, by="service"),
     Step("r8", "restore", "Proxy logs in to vCenter, asks for a one-time ticket or attaches the new disk", by="mover"),
     Step("r9", "restore", "Proxy connects to the ESXi host", by="mover"),
     Step("r10b", "restore", "HotAdd: blocks are written to the new disk, attached to the proxy VM", by="mover"),

@@ -167,7 +167,9 @@ class PointVerbs:
                 )
                 result = "failed"
                 try:
-                    disks = [{**disk, "uri": _uri(found["host"], disk["port"], credentials)} for disk in found["disks"]]
+                    # Names that only this machine's resolver knows would mean nothing to NBD clients.
+                    host = self._config.resolver.get(found["host"], found["host"])
+                    disks = [{**disk, "uri": _uri(host, disk["port"], credentials)} for disk in found["disks"]]
                     for disk in disks:
                         await self._greet(found, disk, session)
                     shown = {
@@ -181,6 +183,7 @@ class PointVerbs:
                         "certificates": str(credentials),
                     }
                     self._output.announce({"schema": RECOVERY_SCHEMA, "kind": "recovery", **shown})
+                    self._output.progress({"kind": "note", "step": "r12", "text": "served until interrupted"})
                     result = await self._until(ending, client)
                 finally:
                     with contextlib.suppress(VadplabError):

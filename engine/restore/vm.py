@@ -254,10 +254,12 @@ class VmRestore:
                 await disk.reader.call("restore.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
 
     async def steps_r7_to_r10_write(self, disk: DiskRun) -> None:
-        """The proxy's mover chooses the mode, opens the new disk and writes it; it says what it does."""
+        """The proxy's mover opens the new disk in the first mode that works, and writes it; it says what it does."""
         assert self._made is not None and disk.writer is not None and disk.reader is not None
         target = self._made.disks[int(disk.entry["key"])]
         told = MoverSteps(self._report, disk.task, str(disk.proxy["name"]))
+        with self._report.step("r7", task=disk.task, text=f"{', then '.join(disk.modes)} on {disk.proxy['name']}"):
+            pass  # the modes were chosen with the proxy; a failover from one to the next is the mover's note
 
         def heard(item: dict[str, Any]) -> None:
             told.heard(item)
