@@ -22,7 +22,8 @@ from engine.mover.errors import DataProtocol
 from engine.rpc.identity import Identity
 from engine.store.clusters import CLUSTER_BITS, Unpacker, check_batch
 from engine.store.errors import FormatError
-from engine.store.restore import RestoreStats, SparseFile
+from engine.store.restore import RestoreStats
+from engine.store.sparse import SparseFile
 
 Progress = Callable[[dict[str, int]], None]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.store.errors import FormatError
 from engine.store.ext4 import Ext4, Inode, NoFileSystem, Readable
-from engine.store.restore import TargetFile
+from engine.store.sparse import TargetFile
 from engine.store.view import DiskView
 
 _DEEPEST = 200

@@ -7,26 +7,26 @@ wire), `to_file` writes a sparse file.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from engine.errors import InputError, VadplabError
-from engine.store import chain, durable, health, locks
-from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
+from engine.errors import VadplabError
+from engine.store import chain, health, locks
+from engine.store.clusters import BATCH, DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
+from engine.store.sparse import SparseFile
 from engine.store.verify import THREADS, check_clusters, matches
 
 LOCK_WAIT = 5.0
 _AREA = 256
 """Clusters that a thread restores at a time: 16 MiB."""
-_RUN = 16
+_RUN = 64
+"""Neighbouring clusters that are written at once: the device takes 4 MiB about as soon as 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,6 @@ class RestoreStats:
     written: int
     blocks: int
     received: int = 0
-
-
-class TargetFile(InputError):
-    """The file to restore to cannot be written."""
-
-    code = "store.target"
-    exit_code = 1
-    symptom = "cannot be written"
-    advice = "Name a file in a folder that exists, on a file system with enough space; nothing was left behind."
 
 
 class PointDisk:
@@ -173,76 +164,6 @@ class PointDisk:
         except VadplabError as exc:
             return f"{detail}; what else is intact could not be found out: {exc.message}"
         return f"{detail}; {report.summary(self.folder.name, self.manifest.vm.name)}"
-
-
-class SparseFile:
-    """A new file of `size` bytes that appears under its name only when it is complete: holes where the disk has zeros."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self.size = size
-        self.written = 0
-        self.blocks = 0
-        self._counting = threading.Lock()
-        self._part = path.with_name(f"{path.name}.part")
-        try:
-            self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            os.ftruncate(self._fd, size)
-        except OSError as exc:
-            raise _refused(exc, self._part) from exc
-
-    def put(self, first: int, lengths: list[int], digests: bytes, payload: memoryview, unpacker: Unpacker) -> None:
-        """Writes the clusters of a batch after checking each against its digest.
-
-        Raises:
-            Damaged: naming the offset. FormatError: the batch lies outside the file.
-        """
-        if first < 0 or (first + len(lengths) - 1) * unpacker.cluster >= max(self.size, 1):
-            raise FormatError(f"clusters at {first} lie outside a disk of {self.size} bytes")
-        entries = [digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)]
-        for position, data in unpacker.unpack(lengths, payload):
-            offset = (first + position) * unpacker.cluster
-            if entries[position] == ZERO_DIGEST or not matches(bytes(data), entries[position]):
-                raise Damaged(f"{self.path.name}: received data at offset {offset} does not match its digest")
-            try:
-                durable.write_at(self._fd, memoryview(data)[: self.size - offset], offset)
-            except OSError as exc:
-                raise _refused(exc, self._part) from exc
-            self.written += min(len(data), self.size - offset)
-            self.blocks += 1
-
-    def write(self, first: int, clusters: list[bytes]) -> None:
-        """Writes neighbouring clusters that were checked already; for several threads, each its own clusters."""
-        offset = first * len(clusters[0])
-        data = memoryview(b"".join(clusters))[: self.size - offset]
-        try:
-            durable.write_at(self._fd, data, offset)
-        except OSError as exc:
-            raise _refused(exc, self._part) from exc
-        with self._counting:
-            self.written += len(data)
-            self.blocks += len(clusters)
-
-    def finish(self) -> None:
-        """Syncs the file and gives it its name."""
-        try:
-            durable.sync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._part.replace(self.path)
-        except OSError as exc:
-            raise _refused(exc, self.path) from exc
-
-    def discard(self) -> None:
-        """Removes the unfinished file; harmless after `finish`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._part.unlink(missing_ok=True)
-
-
-def _refused(exc: OSError, path: Path) -> TargetFile:
-    return TargetFile(f"{path}: {exc.strerror or exc}")
 
 
 def to_file(disk: PointDisk, path: Path, *, threads: int = THREADS) -> RestoreStats:

@@ -17,7 +17,7 @@ from engine.store.errors import Damaged, FormatError
 from engine.store.ext4 import Ext4, NoFileSystem, PathNotFound
 from engine.store.files import PointFiles, open_system, partitions
 from engine.store.points import Points
-from engine.store.restore import TargetFile
+from engine.store.sparse import TargetFile
 from tests.engine.store.disks import make_chain, make_point
 from tests.engine.store.test_verify import flip, places
 

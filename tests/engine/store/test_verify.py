@@ -15,7 +15,8 @@ from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.points import Points
 from engine.store.reader import Qcow2Reader
-from engine.store.restore import PointDisk, SparseFile, to_file
+from engine.store.restore import PointDisk, to_file
+from engine.store.sparse import SparseFile
 from engine.store.target import TargetDisk
 from engine.store.verify import verify_disk
 from tests.engine.store.disks import POINT, fill, make_point, store
