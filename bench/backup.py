@@ -35,6 +35,8 @@ RESTIC, BORG, BORG_ZSTD, ALONE = "restic", "borg (lz4, its default)", "borg (zst
 QEMU_RESTORE, LOCAL, LINK = "qemu-img convert", "vadplab restore, on the repository", "vadplab restore, over the link"
 MODES = ("nbd", "nbdssl", "san", "hotadd")
 OURS = {mode: f"vadplab {mode}" for mode in MODES}
+BY_CBT = ("nbd", "nbdssl", "hotadd")
+"""Modes that do not tell allocated areas by themselves: a job takes them from the changed-block query for `*`."""
 SOCKET = "vadplab, NBD socket as source"
 FULL, INCREMENTAL, RESTORE = "full", "incremental, 3 % changed", "restore"
 
@@ -175,6 +177,7 @@ def backup(
             "port": ready["port"],
             "token": ready["token"],
             "ranges": ranges,
+            "allocated": hosts.areas(served.image) if ranges is None and kind in BY_CBT else None,
             "profile": profile,
         }
         with _half("source", folder, spec) as source:

@@ -99,9 +99,14 @@ def source(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     with open_source(dialer, spec) as disk, link:
         profiled = of_source(profile, disk) if spec.get("profile") else contextlib.nullcontext(disk)
         with profiled:
-            ranges = [(at, length) for at, length in spec["ranges"]] if spec.get("ranges") else None
+            ranges = spec.get("ranges") or spec.get("allocated")
             pipeline = SourcePipeline(
-                disk, link, throttle=Throttle(None), workers=WORKERS, ranges=ranges, incremental=bool(ranges)
+                disk,
+                link,
+                throttle=Throttle(None),
+                workers=WORKERS,
+                ranges=ranges,
+                incremental=bool(spec.get("ranges")),
             )
             sent = pipeline.run()
     return {**sent, "begin": begin, "cpu": time.process_time() - cpu, "stages": profile.to_list()}
