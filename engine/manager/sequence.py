@@ -39,6 +39,8 @@ from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 STORE_DEADLINE = 600.0
 OPEN_DEADLINE = 900.0
 """Seconds for steps 18 to 20 up to the open disk: a host without room is asked again, a disk is attached, modes fail over."""
+COMMIT_PATIENCE = 60.0
+"""Seconds that a stop waits for the repository to answer whether the restore point became visible."""
 IDLE = 60.0
 """Seconds without a sign of life of a Data Mover."""
 CHAIN_UNUSABLE = ("store.parent", "store.locked")
@@ -461,16 +463,23 @@ class BackupSequence(Run):
             raise
 
     async def make_point_visible(self, run: VmRun, transport: Transport) -> None:
-        """The last part of step 21: the repository checks and syncs everything, then renames the folder."""
+        """The last part of step 21: the repository checks and syncs everything, then renames the folder.
+
+        A stop that comes meanwhile waits for the answer: a point that has become visible is one that the result names.
+        """
         assert run.point is not None
-        name = str(self.job["name"])
+        name, point = str(self.job["name"]), run.point
+
+        async def commit() -> None:
+            await transport.commit_point(name, run.name, point, results.manifest(self.session, name, run))
+            run.point_visible = True
+
         try:
-            await transport.commit_point(name, run.name, run.point, results.manifest(self.session, name, run))
+            await to_the_end(commit(), patience=COMMIT_PATIENCE)
         except VadplabError as exc:
             exc.step = exc.step or "21"
             self.report.failed("21", task=run.name, error=exc)
             raise
-        run.point_visible = True
 
     async def _read_in_turn(self, run: VmRun, task: DiskTask, turns: set[str]) -> None:
         """One task in its slots; when its proxy is lost, once more on another one, with new Data Movers."""

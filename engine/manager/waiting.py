@@ -47,15 +47,24 @@ async def either(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
         waiting.cancel()
 
 
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """For what must not be left half-done (a thaw, a commit): a cancellation that comes meanwhile waits until it is done."""
+async def to_the_end(work: Coroutine[Any, Any, None], *, patience: float | None = None) -> None:
+    """For what must not be left half-done (a thaw, a commit): a cancellation that comes meanwhile waits until it is done.
+
+    patience: seconds that the cancellation waits at most; then `work` is cancelled too.
+    """
     task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
     cancelled: asyncio.CancelledError | None = None
+    end: float | None = None
     while not task.done():
+        if end is not None and loop.time() >= end:
+            task.cancel()
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=None if end is None else max(0.05, end - loop.time()))
         except asyncio.CancelledError as exc:
             cancelled = exc
+            if end is None and patience is not None:
+                end = loop.time() + patience
     error = None if task.cancelled() else task.exception()
     if cancelled is not None:
         raise cancelled

@@ -40,10 +40,9 @@ def test_a_stopped_job_leaves_nothing(drill: Lab, step: str, stop: Stop) -> None
     assert "broken" not in document["invariants"].values()
     visible = {p["point"] for p in document["restore_points"]}
     run = Run(Path(document["folder"]))
-    # A point whose commit was under way when the stop came may have become visible; then it is whole, and of this run.
-    after = {p["point"]: p for p in drill.points()}
-    assert before | visible <= set(after)
-    assert {after[name]["session"] for name in set(after) - before} <= {run.flows["session"]}
+    # A point whose commit was under way when the stop came may have become visible; then the result names it.
+    after = {p["point"] for p in drill.points()}
+    assert after - before == visible
     calls = run.gateway()
     assert calls.count("CreateSnapshot_Task") <= calls.count("RemoveSnapshot_Task")
     freezes = run.freezes("linux-vm")

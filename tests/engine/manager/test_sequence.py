@@ -15,6 +15,7 @@ import pytest
 from engine.errors import ConnectRefused, VadplabError
 from engine.events import EventLog
 from engine.guest.errors import ScriptFailed
+from engine.manager import sequence as sequence_module
 from engine.manager.sequence import BackupSequence
 from engine.steps import ORDER, STEPS
 from engine.store.manifest import Manifest
@@ -168,8 +169,28 @@ def test_commit_after_every_failure_and_the_other_vm_goes_on(method: str, subjec
     left_clean(world)
 
 
+def test_a_stop_waits_for_the_answer_whether_a_point_is_visible() -> None:
+    world = World()
+    world.slow["point.commit", "linux-vm"] = 0.3
+
+    async def main() -> dict[str, Any]:
+        world.reached["point.commit", "linux-vm"] = asyncio.Event()
+        sequence = BackupSequence("s1", world, EventLog(None, host="h", process="manager"), commit_pauses=())
+        job = asyncio.create_task(sequence.run())
+        await asyncio.wait_for(world.reached["point.commit", "linux-vm"].wait(), 10)
+        job.cancel()
+        return await asyncio.wait_for(job, 10)
+
+    result = asyncio.run(main())
+    assert result["error"]["code"] == "job.stopped"
+    assert {p["vm"] for p in result["restore_points"]} == set(world.points) >= {"linux-vm"}
+    assert "point.abort linux-vm" not in world.log
+    left_clean(world)
+
+
 @pytest.mark.parametrize(("method", "subject", "step"), AFTER_SNAPSHOT)
-def test_stop_thaws_and_commits(method: str, subject: str, step: str) -> None:
+def test_stop_thaws_and_commits(method: str, subject: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_module, "COMMIT_PATIENCE", 0.2)
     world = World()
     world.hang.add((method, subject))
 

@@ -41,7 +41,7 @@ def vm_info(
 class World:
     """What exists, what was asked (`log`), and what fails: `fail[(method, subject)] = error`.
 
-    `hang` holds methods that never answer; `gate` is called with each entry of the log.
+    `hang` holds methods that never answer, `slow` seconds that others take; `gate` is called with each entry of the log.
     """
 
     def __init__(self, *, guest: bool = True, **job: Any) -> None:
@@ -50,6 +50,7 @@ class World:
         self.fail: dict[tuple[str, str], VadplabError] = {}
         self.times: dict[tuple[str, str], int] = {}
         self.hang: set[tuple[str, str]] = set()
+        self.slow: dict[tuple[str, str], float] = {}
         self.reached: dict[tuple[str, str], asyncio.Event] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.points: dict[str, dict[str, Any]] = {}
@@ -85,6 +86,8 @@ class World:
         self.reached.setdefault(key, asyncio.Event()).set()
         if key in self.hang:
             await asyncio.sleep(3600)
+        if key in self.slow:
+            await asyncio.sleep(self.slow[key])
         await asyncio.sleep(0)
         if key in self.fail and self.times.get(key, 1) > 0:
             if key in self.times:
