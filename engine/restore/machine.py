@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,8 +116,14 @@ def guest_id(guest_os: str) -> str:
     return known.get(_plain(guest_os), "otherGuest64")
 
 
-def place(vsphere: VSphere, host: str | None, datastore: str, name: str, *, step: str) -> Place:
-    """Looks up where the VM goes. `host`: None: any that mounts the datastore. Raises PlaceUnknown, VmExists."""
+def place(
+    vsphere: VSphere, host: str | None, datastore: str, name: str, *, resolver: Mapping[str, str], step: str
+) -> Place:
+    """Looks up where the VM goes. `host`: its name in vCenter, or a name of `resolver`; None: any that mounts the datastore.
+
+    Raises:
+        PlaceUnknown, VmExists.
+    """
 
     def look() -> Place:
         if any(vm.name == name for vm in _all(vsphere, vim.VirtualMachine)):
@@ -127,9 +133,11 @@ def place(vsphere: VSphere, host: str | None, datastore: str, name: str, *, step
             raise PlaceUnknown(f"{vsphere.name} has no datastore {datastore}", step=step)
         mounts = {mount.key.name: mount.key for mount in store.host or []}
         chosen = host if host is not None else next(iter(sorted(mounts)), None)
+        if chosen is not None and chosen not in mounts:
+            chosen = resolver.get(chosen, chosen)
         if chosen is None or chosen not in mounts:
             raise PlaceUnknown(
-                f"{chosen or 'no host'} does not mount {datastore} (mounted by: {', '.join(sorted(mounts)) or 'none'})",
+                f"{host or 'no host'} does not mount {datastore} (mounted by: {', '.join(sorted(mounts)) or 'none'})",
                 step=step,
             )
         system = mounts[chosen]
@@ -138,7 +146,7 @@ def place(vsphere: VSphere, host: str | None, datastore: str, name: str, *, step
             above = above.parent
         if above is None:
             raise PlaceUnknown(f"{chosen} is in no datacenter", step=step)
-        return Place(above.vmFolder, system.parent.resourcePool, system, chosen, datastore)
+        return Place(above.vmFolder, system.parent.resourcePool, system, host or chosen, datastore)
 
     return vsphere.call(look, step=step)
 

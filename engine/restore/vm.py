@@ -218,7 +218,8 @@ class VmRestore:
                 vsphere = self._vsphere = VSphere.login(
                     self._config.dialer(self._report.events), step="r5", keylog=self._config.keylog, **self._vcenter
                 )
-                place = machine.place(vsphere, self._wanted.host, datastore, plan.name, step="r5")
+                resolver = self._config.resolver
+                place = machine.place(vsphere, self._wanted.host, datastore, plan.name, resolver=resolver, step="r5")
                 self._where = {"host": place.host_name, "datastore": datastore}
                 self._uuid = plan.uuid
                 self._made = machine.create(vsphere, plan, place, self.mark, step="r5")
