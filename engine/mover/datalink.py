@@ -110,13 +110,13 @@ class DataLink:
         head = b"\x93" + msgpack.packb(kind) + msgpack.packb(fields or {}) + _BIN32 + _LENGTH.pack(size)
         if len(head) > MAX_HEAD or len(head) + size > MAX_FRAME:
             raise DataProtocol(f"a {kind} frame of {len(head)} + {size} bytes is too long", **self.where)
+        # One call for the whole frame: full TLS records, and other senders wait for one hand-over instead of one a part.
+        message = b"".join((_LENGTH.pack(len(head) + size), head, *payload))
         try:
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
-                self._sock.sendall(_LENGTH.pack(len(head) + size) + head)
-                for part in payload:
-                    self._sock.sendall(part)
+                self._sock.sendall(message)
                 self._last = time.monotonic()
                 self.sent += _LENGTH.size + len(head) + size
         except (OSError, ValueError) as exc:
