@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from lab.cli.output import Out
@@ -42,16 +43,17 @@ class Progressing:
         """One streamed document."""
         match line.get("kind"):
             case "step" if line.get("phase") in _GLYPH:
-                task = f" [dim]{line['task']}[/]" if line.get("task") else ""
-                text = f" [dim]{line['text']}[/]" if line.get("text") else ""
+                task = f" [dim]{escape(line['task'])}[/]" if line.get("task") else ""
+                text = f" [dim]{escape(line['text'])}[/]" if line.get("text") else ""
                 self._out.notice(f"{_GLYPH[line['phase']]} {line['step']:>3} {line.get('title', '')}{task}{text}")
             case "task":
                 self._bar(str(line["task"]), int(line["read"]), int(line["total"]))
             case "note":
-                self._out.notice(f"    [dim]{line.get('text', '')}[/]")
+                self._out.notice(f"    [dim]{escape(line.get('text', ''))}[/]")
             case "warning":
                 error = line.get("error") or {}
-                self._out.notice(f"[yellow]![/]     {line.get('vm', '')}: {error.get('message')} [{error.get('code')}]")
+                said = escape(f"{line.get('vm', '')}: {error.get('message')} [{error.get('code')}]")
+                self._out.notice(f"[yellow]![/]     {said}")
             case "restore":
                 self._bar("restore", int(line["received"]), int(line["total"]))
 
