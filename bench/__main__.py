@@ -106,11 +106,15 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"unknown measurement {', '.join(unknown)}")
-    for name in options.names or known:
-        for tool, package in getattr(known[name], "TOOLS", {}).items():
-            if shutil.which(tool) is None:
-                sys.stderr.write(f"{name}: {tool} is missing: apt-get install {package}\n")
-                return 3
+    missing = [
+        f"{name}: {tool} is missing: apt-get install {package}\n"
+        for name in options.names or known
+        for tool, package in getattr(known[name], "TOOLS", {}).items()
+        if shutil.which(tool) is None
+    ]
+    if missing:
+        sys.stderr.write("".join(missing))
+        return 3
     console = Console(stderr=str(options.json) == "-", width=220)
     results = []
     before = os.getloadavg()[0]
