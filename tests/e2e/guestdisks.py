@@ -85,13 +85,13 @@ def find_point(lab: Lab, point: str, vm: str) -> Document:
     return next(p for p in lab.points() if (p["point"], p["vm"]) == (point, vm))
 
 
-def assert_equals_truth(lab: Lab, point: Document, folder: Path) -> int:
+def assert_equals_truth(lab: Lab, point: Document, folder: Path, datastore: str = "datastore1") -> int:
     """Every disk of a point equals the storage's truth at its snapshot, and QEMU's tools read the same; gives the disks.
 
     Bytes are restored with every digest checked, compared with SHA-256s of the storage, then `qemu-img compare` reads the
     same disk through the chain of qcow2 files.
     """
-    store = lab.folder.fakes / "storage-datastore1"
+    store = lab.folder.fakes / f"storage-{datastore}"
     for disk in point["disks"]:
         image, chain = folder / f"{point['point']}-{disk['key']}.img", Path(point["folder"]) / disk["file"]
         with PointDisk(Path(point["folder"]), disk["key"]) as opened:
