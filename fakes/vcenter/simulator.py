@@ -133,7 +133,9 @@ async def _address(process: asyncio.subprocess.Process) -> tuple[str, int]:
             url = urlsplit(match[1].decode())
             return url.hostname or "127.0.0.1", url.port or 0
     said = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
-    raise SimulatorFailed("vcsim ended at its start: " + (said[-1] if said else "it said nothing"))
+    # Of flags that it does not know, a Go program speaks first; then follows its usage.
+    reason = next((line for line in said if line.startswith(("flag ", "invalid "))), said[-1] if said else "")
+    raise SimulatorFailed("vcsim ended at its start: " + (reason or "it said nothing"))
 
 
 async def _drain(stream: asyncio.StreamReader | None) -> None:

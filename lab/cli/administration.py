@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from engine.errors import InputError
 from lab.cli import console
@@ -32,6 +35,7 @@ INFRA = {
     "limits": "Tasks at a time: list | set NAME N | clear NAME.",
 }
 REST = {"token": "Tokens of the REST service: create NAME [--hours --to FILE] | list | revoke NAME."}
+TIMES = ("created", "expires")
 _RAW = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -39,7 +43,7 @@ class ArgumentsInvalid(InputError):
     """The console does not know what these arguments mean."""
 
     code = "input.arguments"
-    advice = "See the usage above; nothing was changed."
+    advice = "The command with --help shows its usage; nothing was changed."
 
 
 def add(app: typer.Typer, family: str, verbs: dict[str, str]) -> None:
@@ -63,16 +67,19 @@ def _run(context: typer.Context, out: Out, family: str, words: list[str]) -> Non
         if "-h" in words or "--help" in words:
             out.text(usage)
             raise typer.Exit(0)
-        raise ArgumentsInvalid(usage.strip().splitlines()[-1])
+        complaint = usage.strip().splitlines()[-1].partition(" error: ")[2]
+        raise ArgumentsInvalid(complaint, next=f"`vadplab {family} {words[0]} --help` shows the usage.")
     code, document = console.run(running_lab(context), [family, *words])
     console.finish(out, code, document, f"{family}-{words[0]}/1")
     for key, value in document.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            out.table(list(value[0]), ([_cell(v) for v in item.values()] for item in value))
+            deeper = {name for item in value for name, inner in item.items() if isinstance(inner, dict)}
+            columns = [name for name in value[0] if name not in deeper]  # what lies deeper is for --json
+            out.table(columns, ([cell(name, item.get(name)) for name in columns] for item in value))
         elif isinstance(value, dict):
-            out.table(("what", "value"), ((k, _cell(v)) for k, v in value.items()))
+            out.table(("what", "value"), rows(value))
         elif key != "schema":
-            out.text(f"{key}: {_cell(value)}")
+            out.text(f"{key}: {escape(cell(key, value) or 'none')}")
 
 
 def _usage(words: list[str]) -> str | None:
@@ -88,5 +95,25 @@ def _usage(words: list[str]) -> str | None:
     return None
 
 
-def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+def rows(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A document as rows `(what, value)`; what lies deeper has a row of its own each, `outer.inner`."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", text) for inner, text in rows(value))
+        else:
+            yield key, cell(key, value)
+
+
+def cell(key: str, value: Any) -> str:
+    """A value as people read it; `key` tells the times (nanoseconds of UTC) from other numbers."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int() if key in TIMES:
+            return datetime.fromtimestamp(value // 10**9, UTC).isoformat()
+        case list():
+            return ", ".join(cell(key, item) for item in value)
+        case _:
+            return str(value)

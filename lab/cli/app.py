@@ -34,6 +34,17 @@ def version() -> str:
         return "0 (not installed)"
 
 
+def rearranged(argv: list[str]) -> list[str]:
+    """The same words with a `--json` that stands before the command where commands read it: behind their own words."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    name = chosen(argv[:end])
+    before = argv.index(name) if name is not None else end
+    if name is None or "--json" not in argv[:before]:
+        return argv
+    words = [word for word in argv[:before] if word != "--json"]
+    return [*words, *argv[before:end], "--json", *argv[end:]]
+
+
 def chosen(argv: list[str]) -> str | None:
     """The command that stands on the command line, or None."""
     words = iter(argv)
@@ -96,10 +107,11 @@ def _not_this_time() -> None:
 
 def run(argv: list[str]) -> int:
     """Runs a command line and returns its exit code."""
-    before_command = argv[: argv.index("--")] if "--" in argv else argv
-    out = Out("--json" in before_command)
+    argv = rearranged(argv)
+    our_words = argv[: argv.index("--")] if "--" in argv else argv
+    out = Out("--json" in our_words)
     try:
-        if "--version" in argv[:1]:
+        if our_words[:1] == ["--version"] or set(our_words) == {"--version", "--json"}:
             out.document("version/1", {"version": version()})
             out.text(f"vadplab {version()}")
             return 0
@@ -113,7 +125,8 @@ def run(argv: list[str]) -> int:
     except RuleError as exc:
         return out.error(of_rules(exc))
     except typer.TyperException as exc:
-        message = exc.format_message() or str(exc)
+        # A group without a verb has printed its help page already, and says nothing more.
+        message = exc.format_message() or f"{chosen(argv) or 'vadplab'} needs one of the commands above"
         return out.error(
             InputError(message, next=f"`vadplab {chosen(argv) or ''} --help` shows the usage.".replace("  ", " "))
         )

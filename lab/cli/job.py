@@ -55,7 +55,7 @@ def show(context: typer.Context, name: Name, json: Json = False) -> None:
     code, document = console.run(running_lab(context), ["job", "show", name])
     console.finish(out, code, document, "job/1")
     job = document.get("job", document)
-    out.table(("what", "value"), ((key, value) for key, value in job.items() if key != "schema"))
+    out.table(("what", "value"), administration.rows({key: value for key, value in job.items() if key != "schema"}))
 
 
 @app.command()
@@ -104,7 +104,8 @@ def _say(out: Out, document: dict[str, Any]) -> None:
     out.text(f"[{colour}]{document.get('job', 'job')}: {document.get('result', 'failed')}[/]")
     for error in [document.get("error"), *document.get("warnings", [])]:
         if error:
-            out.text(f"  [{error['code']}] step {error.get('step')}: {error['message']}".replace("[", "\\["))
+            step = f"step {error['step']}: " if error.get("step") else ""
+            out.text(escape(f"  [{error['code']}] {step}{error['message']}"))
             out.text(f"  [dim]next: {error['next']}[/]")
     for point in document.get("restore_points", []):
         kind = f"{point['kind']}, " if point.get("kind") else ""

@@ -30,8 +30,8 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("shell", "lab.cli.shell", "A shell on a host.", LAB),
     Entry("logs", "lab.cli.logs", "Logs of a host's processes.", LAB),
     Entry("doctor", "lab.cli.doctor", "What is needed, what is missing, how to get it.", LAB),
-    Entry("infra", "lab.cli.infra", "The backup infrastructure: show, rescan.", BACKUP),
-    Entry("job", "lab.cli.job", "Backup jobs: list, show, run, stop.", BACKUP),
+    Entry("infra", "lab.cli.infra", "The backup infrastructure: show, rescan, proxies, repositories, limits.", BACKUP),
+    Entry("job", "lab.cli.job", "Backup jobs: list, show, run, stop, create, edit, schedule, …", BACKUP),
     Entry("rest", "lab.cli.rest", "Tokens of the REST interface.", BACKUP),
     Entry("points", "lab.cli.points", "Restore points: list, verify, prune, import.", BACKUP),
     Entry("restore", "lab.cli.restore", "Restore a disk to a file, single files, or a new VM.", BACKUP),
@@ -41,7 +41,7 @@ COMMANDS: tuple[Entry, ...] = (
     Entry("pcap", "lab.cli.pcap", "The capture of a run.", EVIDENCE),
     Entry("firewall", "lab.cli.firewall", "The live firewall: show, block, allow, reset.", EVIDENCE),
     Entry("topology", "lab.cli.topology", "Topology files: validate, schema.", TOOLS),
-    Entry("fake", "lab.cli.fake", "One fake alone: vcenter, esxi, disk.", TOOLS),
+    Entry("fake", "lab.cli.fake", "One fake alone: vcenter, esxi, disk, san, bus.", TOOLS),
 )
 
 BY_NAME: dict[str, Entry] = {entry.name: entry for entry in COMMANDS}

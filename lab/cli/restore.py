@@ -170,7 +170,7 @@ def restore_files(
     entry = _disk(manifest, disk)
     target = absolute(to) if to is not None else None
     if target is not None and not target.is_dir():
-        raise TargetExists(f"{target} is no folder")
+        raise TargetExists(f"{target} is no folder", next="Name a folder that exists; nothing was written.")
     document: dict[str, Any] = {
         "point": point,
         "vm": manifest.vm.name,

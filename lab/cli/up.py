@@ -67,10 +67,20 @@ def up(
     begun = time.monotonic()
 
     def progress(event: dict[str, Any]) -> None:
-        facts = ", ".join(f"{key} {value}" for key, value in event.items() if key != "done")
+        facts = ", ".join(_fact(key, value) for key, value in event.items() if key != "done")
         out.notice(f"[green]✓[/] {event['done']}" + (f" [dim]({facts})[/]" if facts else ""))
 
     status = lifecycle.up(lab, launch, progress=progress)
     seconds = round(time.monotonic() - begun, 3)
     out.document("up/1", {**status, "seconds": seconds})
     out.text(f"the lab [bold]{lab.name}[/] is up after {seconds:.1f} s: {len(status['hosts'])} hosts")
+
+
+def _fact(key: str, value: Any) -> str:
+    match key:
+        case "count":
+            return str(value)
+        case "ms":
+            return f"{value / 1000:.1f} s"
+        case _:
+            return f"{key} {value}"

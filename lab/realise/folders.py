@@ -198,9 +198,12 @@ def select(name: str | None, *, running: bool, root: Path | None = None) -> LabF
     if name is not None:
         lab = folder(name, root)
         if not lab.path.is_dir():
-            raise (LabNotRunning if running else LabUnknown)(f"there is no lab {name}")
+            if running:
+                next_step = f"Bring it up with `vadplab --lab {name} up`; `vadplab labs` lists the labs that exist."
+                raise LabNotRunning(f"there is no lab {name}", next=next_step)
+            raise LabUnknown(f"there is no lab {name}")
         if running and not lab.running():
-            raise LabNotRunning(f"the lab {name} is not running")
+            raise LabNotRunning(f"the lab {name} is not running", next=f"Bring it up with `vadplab --lab {name} up`.")
         return lab
     labs = existing(root)
     up = [lab for lab in labs if lab.running()]

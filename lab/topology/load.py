@@ -34,7 +34,10 @@ def find(name: str | Path | None) -> Path:
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
     names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-    raise TopologyInvalid(f"{name}: no such file, and no shipped topology of that name ({names})")
+    raise TopologyInvalid(
+        f"{name}: no such file, and no shipped topology of that name ({names})",
+        next="Name a file or a shipped topology; `vadplab topology schema` prints the format.",
+    )
 
 
 def load(path: Path) -> Topology:

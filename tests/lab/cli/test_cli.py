@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lab.cli import main
-from lab.cli.app import chosen
+from lab.cli.app import chosen, rearranged
 from lab.cli.registry import COMMANDS
 from lab.realise.mounts import CODE
 
@@ -73,6 +73,35 @@ def test_each_command_has_its_module_and_help(entry: Any, capsys: pytest.Capture
 )
 def test_chosen_command(argv: list[str], command: str | None) -> None:
     assert chosen(argv) == command
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--json", "--lab", "x", "status"], ["--lab", "x", "status", "--json"]),
+        (["--json", "exec", "h", "--", "ls", "--json"], ["exec", "h", "--json", "--", "ls", "--json"]),
+        (["exec", "h", "--", "ls", "--json"], ["exec", "h", "--", "ls", "--json"]),
+        (["--lab", "x", "job", "list", "--json"], ["--lab", "x", "job", "list", "--json"]),
+        (["--json"], ["--json"]),
+    ],
+)
+def test_json_may_stand_before_the_command(argv: list[str], words: list[str]) -> None:
+    assert rearranged(argv) == words
+
+
+def test_json_before_the_command_gives_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "labs"]) == 0
+    assert document(capsys) == {"schema": "vadplab.labs/1", "labs": []}
+    assert main(["--json", "--version"]) == 0
+    assert document(capsys)["schema"] == "vadplab.version/1"
+
+
+@pytest.mark.parametrize("group", ["job", "infra", "firewall", "topology", "fake", "rest"])
+def test_a_group_without_a_verb_says_so(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([group]) == 2
+    said = capsys.readouterr()
+    assert "Usage: vadplab" in said.out
+    assert f"{group} needs one of the commands above" in said.err
 
 
 @pytest.mark.parametrize(
