@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`vadplab points`: the restore points in the lab's repositories: list, verify, prune, import.
 
-Works on the repositories' folders, lab up or down; the locks of the repository keep it and running jobs apart.
+With the lab up, verify, prune and import go from the console over the Backup Service to the repository, recorded and judged;
+with the lab down, and for lists and `--dry-run`, the repositories' folders are read directly.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from engine.restore.points import PointUnknown
 from engine.store import health, importing, retention
 from engine.store.manifest import Manifest
 from engine.store.points import Point, Points
+from lab.cli import recorded
 from lab.cli.options import Json, absolute, any_lab
 from lab.cli.output import Out
-from lab.errors import exit_status
+from lab.errors import RemoteLabError, exit_status
 from lab.judge.report import combine
 from lab.realise.folders import LabFolder
 
@@ -95,7 +97,14 @@ def verify(
     """Read every byte of restore points and of what they stand on; name what is damaged and what is intact."""
     out, lab = Out(json), any_lab(context)
     found: list[dict[str, Any]] = []
-    if point is not None:
+    evidence: dict[str, Any] = {}
+    codes: list[int] = []
+    if lab.running():
+        options = [*([point] if point else []), *(["--vm", vm] if vm else []), *(["--deep"] if deep else [])]
+        done = _asked(lab, ["points", "verify", *options])
+        found, evidence = done.document["points"], done.evidence()
+        codes.append(done.exit_code)
+    elif point is not None:
         folder, _ = find(lab, point, vm)
         found += _health(_host_of(lab, folder), health.verify(folder.parent, only=folder.name, deep=deep))
     else:
@@ -106,8 +115,8 @@ def verify(
     if not found:
         raise PointUnknown("there is no restore point to verify" + (f" of {vm}" if vm else ""))
     intact = all(p["intact"] and not p["damage"] for p in found)
-    code = 0 if intact else 1
-    out.document("points-verify/1", {"intact": intact, "points": found, "exit_code": code})
+    code = combine(*codes, 0 if intact else 1)
+    out.document("points-verify/1", {**evidence, "intact": intact, "points": found, "exit_code": code})
     out.table(
         ("point", "VM", "intact", "disks that can be restored", "repository"),
         ((p["point"], p["vm"], p["intact"], ", ".join(map(str, p["intact_disks"])), p["repository"]) for p in found),
@@ -131,7 +140,15 @@ def prune(
     out, lab, now = Out(json), any_lab(context), datetime.now(UTC)
     done: list[dict[str, Any]] = []
     codes: list[int] = []
-    for host, folder in repositories(lab).items():
+    evidence: dict[str, Any] = {}
+    through_service = lab.running() and not dry
+    if through_service:
+        options = [word for key, value in (("--count", count), ("--days", days), ("--vm", vm)) if value is not None
+                   for word in (key, str(value))]  # fmt: skip
+        asked = _asked(lab, ["points", "prune", *options])
+        done, evidence = asked.document["vms"], asked.evidence()
+        codes += [asked.exit_code, *(1 for one in done if one["error"])]
+    for host, folder in ({} if through_service else repositories(lab)).items():
         store = Points(folder)
         readable = [p.manifest for p in store.list() if p.manifest is not None]
         for job, name in sorted({(m.job, m.vm.name) for m in readable if vm in (None, m.vm.name)}):
@@ -146,7 +163,7 @@ def prune(
     if vm is not None and not done:
         raise PointUnknown(f"there is no restore point of {vm}")
     code = combine(*codes)
-    out.document("points-prune/1", {"dry_run": dry, "vms": done, "exit_code": code})
+    out.document("points-prune/1", {**evidence, "dry_run": dry, "vms": done, "exit_code": code})
     out.table(
         ("VM", "job", "would be merged" if dry else "merged", "would go" if dry else "removed", "repository", "error"),
         (
@@ -172,14 +189,27 @@ def import_points(
     source = absolute(folder)
     if not source.is_dir():
         raise InputError(f"{source} is no folder", next="Name a folder with restore points.")
-    done = importing.import_points(Points(target), source).to_dict()
-    code = combine(*(1 for _ in done["refused"]))
-    out.document("points-import/1", {"repository": host, **done, "exit_code": code})
+    evidence: dict[str, Any] = {}
+    if lab.running():
+        asked = _asked(lab, ["points", "import", str(source), "--repository", host])
+        done, evidence = {key: asked.document[key] for key in ("points", "refused")}, asked.evidence()
+    else:
+        done = importing.import_points(Points(target), source).to_dict()
+    code = combine(*([evidence["exit_code"]] if evidence else []), *(1 for _ in done["refused"]))
+    out.document("points-import/1", {**evidence, "repository": host, **done, "exit_code": code})
     for path in done["points"]:
         out.text(f"[green]imported[/] {escape(path)}")
     for one in done["refused"]:
         out.text(f"[red]refused[/] {escape(one['folder'])}: {escape(str(one['message']))}")
     raise typer.Exit(code)
+
+
+def _asked(lab: LabFolder, argv: list[str]) -> recorded.Recorded:
+    """A console command about points, recorded and judged. Raises the error that it ended with."""
+    done = recorded.run(lab, "restore", argv)
+    if error := done.document.get("error"):
+        raise RemoteLabError({**error, "exit_code": done.code})
+    return done
 
 
 def _repository(lab: LabFolder, name: str | None) -> tuple[str, Path]:

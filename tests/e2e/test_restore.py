@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -245,3 +246,40 @@ def test_wrong_arguments_make_nothing(
     answer = drill("restore", "vm", point["point"], "--vm", VM, *argv)
     assert (answer.code, answer.error["code"]) == (code, error), answer.stdout
     assert at_vcenter(drill, "show") == before
+
+
+def test_points_are_pruned_and_imported_through_the_service(drill: Lab, tmp_path: Path) -> None:
+    drill.job("--full", code=0)
+    drill.job("--full", code=0)
+    mine = [p for p in drill.points() if p["vm"] == VM]
+    newest = Path(mine[-1]["folder"])
+    copy = tmp_path / newest.parent.parent.name / newest.parent.name / newest.name
+    copy.parent.mkdir(parents=True)
+    shutil.copytree(Path(mine[-2]["folder"]), copy.with_name(Path(mine[-2]["folder"]).name))
+    pruned = drill.done("points", "prune", "--count", "1", "--vm", VM)
+    judged(pruned)
+    assert [one["vm"] for one in pruned["vms"]] == [VM] and pruned["vms"][0]["removals"]
+    assert [p["point"] for p in drill.points() if p["vm"] == VM] == [mine[-1]["point"]]
+    imported = drill.done("points", "import", str(tmp_path))
+    assert judged(imported).rows() == {"C1", "M4"}
+    assert (len(imported["points"]), imported["refused"]) == (1, [])
+    assert [p["point"] for p in drill.points() if p["vm"] == VM] == [mine[-2]["point"], mine[-1]["point"]]
+    verified = drill.done("points", "verify", "--vm", VM)
+    assert verified["intact"] and judged(verified).rows() == {"C1", "M4"}
+    refused = drill("points", "prune", "--vm", "nobody", "--count", "1")
+    assert (refused.code, refused.error["code"]) == (2, "restore.point-unknown")
+
+
+def test_single_files_equal_those_of_the_restored_disk(drill: Lab, point: Document, tmp_path: Path) -> None:
+    image, folder = tmp_path / "disk.img", tmp_path / "files"
+    folder.mkdir()
+    drill.done("restore", point["point"], "--vm", VM, "--disk", "2", "--to", str(image), "--compare")
+    listed = drill.done("restore", "files", point["point"], "/data-0", "--vm", VM, "--disk", "2", "--list")
+    names = [e["name"] for e in listed["paths"][0]["entries"] if e["kind"] == "file"]
+    assert names
+    drill.done("restore", "files", point["point"], "/data-0", "--vm", VM, "--disk", "2", "--to", str(folder))
+    for name in names:
+        original = subprocess.run(
+            ["/sbin/debugfs", "-R", f"cat /data-0/{name}", str(image)], capture_output=True, check=True, timeout=60
+        )
+        assert (folder / "data-0" / name).read_bytes() == original.stdout
