@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Runs on the lab's `vcenter` host: what an administrator does there, over pyVmomi. `ADDRESS TOPOLOGY VERB …` → JSON.
 
-`end-sessions`: ends every session but this one. `tracking VM on|off`. `grow VM KEY BYTES` (powered off, no snapshots).
+`end-sessions`: ends every session but this one. `tracking VM on|off`, in effect after a snapshot was made and
+removed. `grow VM KEY BYTES` (powered off, no snapshots).
 `show`: every VM. `power VM on|off`. `destroy VM`.
 """
 
@@ -62,8 +63,10 @@ def end_sessions(manager: Any) -> dict[str, Any]:
 
 
 def tracking(vm: Any, on: bool) -> dict[str, Any]:
-    """Switches changed block tracking."""
+    """Switches changed block tracking, and makes and removes a snapshot, with which it takes effect."""
     WaitForTask(vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=on)))
+    WaitForTask(vm.CreateSnapshot_Task(name="by hand", description="", memory=False, quiesce=False))
+    WaitForTask(vm.snapshot.currentSnapshot.RemoveSnapshot_Task(removeChildren=False))
     return {"tracking": bool(vm.config.changeTrackingEnabled)}
 
 
