@@ -23,6 +23,7 @@ def test_a_seed_draws_the_same_instants_and_every_victim() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # twenty jobs, on a machine that may be busy
 def test_kills_at_random_instants_break_no_promise(tmp_path: Path) -> None:
     said: list[str] = []
     with harness.up(tmp_path, "soak", "--topology", str(harness.drill_topology(tmp_path))) as lab:

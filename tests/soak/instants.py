@@ -24,6 +24,7 @@ from tests.soak.victims import PORTS, VICTIMS, Hosts, Process, Victim
 MODES = ("nbd", "nbdssl", "hotadd", "san")
 RECOVERY = 90.0
 """Seconds in which the lab must have started again what was killed."""
+POLL = 0.01
 Say = Callable[[str], None]
 
 
@@ -125,9 +126,10 @@ class Soak:
         """Kills at the instant; a victim that is not there yet is awaited, one that is gone already gives nothing."""
         at = time.monotonic() + took * instant.part
         while job.poll() is None:
-            if time.monotonic() >= at and (victims := self._hosts.kill(instant.victim)):
+            left = at - time.monotonic()
+            if left <= 0 and (victims := self._hosts.kill(instant.victim)):
                 return victims
-            time.sleep(0.002)
+            time.sleep(min(max(left, POLL), 0.1))
         return []
 
     def _await_services(self) -> None:
