@@ -66,7 +66,7 @@ def one_mover_per_task(scene: Scene) -> Invariant:
     """I7: one Data Mover per task on the proxy, and at least as many data connections as tasks."""
     source = "packets (control connections of M5, data connections of D1 and D2); tasks by step marks"
     evidence = scene.evidence
-    tasks = {m.task for step in ("7", "20c", "21") for m in scene.marks.get(step, []) if m.task}
+    tasks = {m.task for step in ("7", "20c", "21") for m in scene.marks.get(step, []) if _of_a_disk(m.task)}
     tasks |= {f.task for f in scene.flows if f.step == "7" and f.task and f.verdict is Verdict.ALLOWED}
     if not tasks:
         return Invariant("I7", NOT_APPLICABLE, "no task reached step 7", source)
@@ -75,7 +75,7 @@ def one_mover_per_task(scene: Scene) -> Invariant:
     open_flows = [f for f in scene.flows if f.verdict is Verdict.ALLOWED and f.key]
     control = [f for f in open_flows if f.row == "M5" and f.key and role(f.key[2], evidence) == "proxy"]
     data = [f for f in open_flows if f.row in ("D1", "D2")]
-    read = {m.task for step in ("20c", "21") for m in scene.marks.get(step, []) if m.task}
+    read = {m.task for step in ("20c", "21") for m in scene.marks.get(step, []) if _of_a_disk(m.task)}
     problems = []
     if len(control) < len(tasks):
         problems.append(f"{len(control)} control connections to Data Movers of proxies for {len(tasks)} tasks")
@@ -87,6 +87,11 @@ def one_mover_per_task(scene: Scene) -> Invariant:
         )
     held = f"{len(tasks)} tasks, {len(control)} Data Movers on proxies, {len(data)} data connections"
     return result("I7", source, problems, held)
+
+
+def _of_a_disk(task: str | None) -> bool:
+    """Whether a mark is of one disk's task, `<vm>:<key>`; a VM's own (its restore point is refused at 21) has no Data Mover."""
+    return task is not None and task.rpartition(":")[2].isdigit()
 
 
 def _at_the_same_time(control: list[Flow]) -> Iterator[tuple[Flow, Flow]]:

@@ -518,6 +518,12 @@ def test_without_journal_it_can_not_be_said(tmp_path: Path) -> None:
     assert (by_id["I4"], by_id["I8"]) == (NOT_APPLICABLE, NOT_APPLICABLE)
 
 
+def test_a_vm_whose_point_is_refused_at_21_has_no_mover_of_its_own(tmp_path: Path) -> None:
+    run = demo()
+    run.step("21", 1250, 1300, host="backup-server", task="files-vm")
+    assert {i.id: i.state for i in run.report(tmp_path).invariants}["I7"] == HELD
+
+
 def test_holes_in_the_capture_prove_nothing(tmp_path: Path) -> None:
     run = demo()
     run.capture["flushed"] = False
