@@ -54,6 +54,11 @@ def machine(content: Any, name: str) -> Any:
     return next(vm for vm in view.view if vm.name == name)
 
 
+def disks(vm: Any) -> list[Any]:
+    """The VM's virtual disks."""
+    return [device for device in vm.config.hardware.device if isinstance(device, vim.vm.device.VirtualDisk)]
+
+
 def end_sessions(manager: Any) -> dict[str, Any]:
     """Ends everybody else's sessions."""
     mine = manager.currentSession.key
@@ -72,7 +77,7 @@ def tracking(vm: Any, on: bool) -> dict[str, Any]:
 
 def grow(vm: Any, key: int, size: int) -> dict[str, Any]:
     """Makes a disk larger."""
-    disk = next(d for d in vm.config.hardware.device if isinstance(d, vim.vm.device.VirtualDisk) and d.key == key)
+    disk = next(d for d in disks(vm) if d.key == key)
     disk.capacityInBytes, disk.capacityInKB = size, size >> 10
     change = vim.vm.device.VirtualDeviceSpec(operation="edit", device=disk)
     WaitForTask(vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(deviceChange=[change])))
@@ -91,8 +96,7 @@ def show(content: Any) -> dict[str, Any]:
             "memory": vm.config.hardware.memoryMB,
             "disks": [
                 {"key": d.key, "label": d.deviceInfo.label, "capacity": d.capacityInBytes, "path": d.backing.fileName}
-                for d in vm.config.hardware.device
-                if isinstance(d, vim.vm.device.VirtualDisk)
+                for d in disks(vm)
             ],
         }
         for vm in view.view
