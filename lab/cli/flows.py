@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -172,7 +173,9 @@ def _foreign(foreign: list[dict[str, Any]]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in ("bytes", "at s") else "left", no_wrap=column == "step")
+        justify: JustifyMethod = "right" if column in ("bytes", "at s") else "left"
+        # Folded, never cut: a narrow terminal must not lose a port.
+        table.add_column(column, justify=justify, no_wrap=column == "step", overflow="fold")
     return table
 
 

@@ -47,12 +47,12 @@ class Out:
             self.notices.print(line)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Prints a table (not with `--json`); cells are plain text."""
+        """Prints a table (not with `--json`); cells are plain text. The first column names the row: it is never broken."""
         if self.as_json:
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        for index, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=index == 0)
         for row in rows:
             table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
         self.console.print(table)
