@@ -2,7 +2,7 @@
 """Errors of the laboratory, beside the catalogue of `engine.errors`.
 
 InputError (2)      TopologyInvalid, LabRunning
-MissingError (3)    LabNotRunning, LabUnknown, HostUnknown, PowerMissing, ComponentMissing
+MissingError (3)    LabNotRunning, LabEmpty, LabUnknown, HostUnknown, PowerMissing, ComponentMissing
 VadplabError (1)    LabFailed, LabStuck, ProcessFailed, ControlFailed, RemoteLabError (keeps the original's)
 """
 
@@ -41,6 +41,13 @@ class LabNotRunning(MissingError):
 
     code = "lab.not-running"
     advice = "Bring one up with `vadplab up`."
+
+
+class LabEmpty(MissingError):
+    """The command needs daemons, and the lab was brought up without."""
+
+    code = "lab.empty"
+    advice = "Take it down with `vadplab down` and bring it up without --empty."
 
 
 class LabUnknown(MissingError):

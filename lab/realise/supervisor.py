@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from engine.errors import InputError
 from fakes.core import fabric
 from fakes.vcenter.source import default_cache
-from lab.errors import ControlFailed, HostUnknown, ProcessFailed
+from lab.errors import ControlFailed, HostUnknown, LabEmpty, ProcessFailed
 from lab.realise import mounts
 from lab.realise.control import Request
 from lab.realise.firewall import Firewall
@@ -214,6 +214,8 @@ class Supervisor:
             case "down":
                 self.ending.set()
                 return {"name": self.lab.name}
+        if family == "run" and not self.launch.world:
+            raise LabEmpty("this lab has hosts, links and a firewall only: no run can be recorded in it")
         raise ControlFailed(f"the supervisor has no method {request.method}")
 
     def status(self) -> dict[str, Any]:

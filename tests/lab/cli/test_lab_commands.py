@@ -87,6 +87,8 @@ def test_life_of_a_lab(tmp_path: Path) -> None:
         assert not (tmp_path / "labs" / "lab").exists()
         status = document(quick(tmp_path, "status", "--json"))
         assert (status["schema"], status["name"]) == ("vadplab.status/1", "mine")
+        run = quick(tmp_path, "job", "run", "demo", "--json")
+        assert (run.returncode, document(run)["code"]) == (3, "lab.empty")
     finally:
         down = quick(tmp_path, "--lab", "mine", "down")
     assert (down.returncode, down.stderr) == (0, "")
