@@ -76,18 +76,24 @@ def test_one_job_uses_both_proxies_and_both_repositories(lab: Lab, tmp_path: Pat
 
 def test_two_jobs_at_the_same_time_to_one_repository(lab: Lab, tmp_path: Path) -> None:
     """Both want the proxies' only slots; neither disturbs the other's chain. Typed on the console: nothing is recorded."""
-    lab.done("infra", "limits", "set", "repository-2", "1")
-    try:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = [pool.submit(console.run, lab.folder, ["job", "run", name]) for name in ("linux", "files")]
-            results = [one.result(COMMAND_DEADLINE) for one in running]
-    finally:
-        lab.done("infra", "limits", "clear", "repository-2")
+    names = ("linux", "files")
+    for name in names:
+        document, _ = lab.job(name=name, code=0)
+        assert {t["repository"] for t in tasks(document).values()} == {"repository-1"}
+    guestdisks.write_blocks(lab, "files-vm", 2000, 16, seed=6)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(console.run, lab.folder, ["job", "run", name]) for name in names]
+        results = [one.result(COMMAND_DEADLINE) for one in running]
     assert [(code, d["result"]) for code, d in results] == [(0, "success"), (0, "success")], results
-    for (_, document), disks in zip(results, (1, 2), strict=True):
+    (_, one), (_, other) = results
+    assert max(one["started"], other["started"]) < min(one["ended"], other["ended"]), (
+        "they did not run at the same time"
+    )
+    for document, disks in ((one, 1), (other, 2)):
+        assert {t["repository"] for t in tasks(document).values()} == {"repository-1"}
+        assert {p["kind"] for p in document["restore_points"]} == {"incremental"}
         assert_points_equal_truth(lab, document, tmp_path, disks)
-    verified = lab.done("points", "verify")
-    assert verified["intact"] is True
+    assert lab.done("points", "verify")["intact"] is True
     assert set(lab.snapshots().values()) == {0}
 
 
