@@ -85,9 +85,9 @@ def _run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def command_line() -> argparse.ArgumentParser:
-    """The console's verbs and their options."""
-    parser = argparse.ArgumentParser(prog="engine.console", description="Console of the backup engine")
+def command_line(prog: str = "engine.console") -> argparse.ArgumentParser:
+    """The console's verbs and their options; `prog` is what usage calls it."""
+    parser = argparse.ArgumentParser(prog=prog, description="Console of the backup engine")
     parser.add_argument("--config", type=Path, required=True)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the result document only")

@@ -65,7 +65,7 @@ def _run(context: typer.Context, out: Out, family: str, words: list[str]) -> Non
     usage = _usage([family, *words])
     if usage is not None:
         if "-h" in words or "--help" in words:
-            out.text(usage)
+            out.text(escape(usage.rstrip()))
             raise typer.Exit(0)
         complaint = usage.strip().splitlines()[-1].partition(" error: ")[2]
         raise ArgumentsInvalid(complaint, next=f"`vadplab {family} {words[0]} --help` shows the usage.")
@@ -89,7 +89,7 @@ def _usage(words: list[str]) -> str | None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            command_line().parse_args(["--config", "x", *words])
+            command_line("vadplab").parse_args(["--config", "x", *words])
     except SystemExit:
         return said.getvalue()
     return None

@@ -40,7 +40,7 @@ def up(
     vcsim: Annotated[
         str | None,
         typer.Option(
-            "--vcsim", metavar="SOURCE", help="Where vcsim comes from: a binary's path, `path`, `docker` or `go`."
+            "--vcsim", metavar="SOURCE", help="Where vcsim comes from: a binary's path, `path`, `docker` or `built`."
         ),
     ] = None,
     capture: Annotated[

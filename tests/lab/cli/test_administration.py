@@ -28,6 +28,11 @@ def test_what_lies_deeper_has_rows_of_its_own() -> None:
     ]
 
 
+def test_usage_is_that_of_this_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["job", "create", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: vadplab job create [-h] --vm VMS")
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint", "usage"),
     [
