@@ -168,7 +168,10 @@ def load(path: Path) -> EngineConfig:
 
 def problems(exc: ValidationError) -> str:
     """The problems of a validation, without the values (they may be secrets)."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in exc.errors(include_input=False))
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in exc.errors(include_input=False)
+    )
 
 
 def _first_line(exc: BaseException) -> str:

@@ -126,7 +126,8 @@ def run(argv: list[str]) -> int:
         return out.error(of_rules(exc))
     except typer.TyperException as exc:
         # A group without a verb has printed its help page already, and says nothing more.
-        message = exc.format_message() or f"{chosen(argv) or 'vadplab'} needs one of the commands above"
+        said = exc.format_message().replace(": Value error, ", ": ")
+        message = said or f"{chosen(argv) or 'vadplab'} needs one of the commands above"
         return out.error(
             InputError(message, next=f"`vadplab {chosen(argv) or ''} --help` shows the usage.".replace("  ", " "))
         )

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from engine.errors import InputError
+from engine.model.jobs import validated_schedule
 from engine.model.schedule import GRACE, Schedule, due, from_ns, to_ns
 
 BASE = datetime(2026, 3, 1, tzinfo=UTC)
@@ -91,3 +93,9 @@ def test_refused(fields: dict[str, Any]) -> None:
 def test_times_survive_the_database() -> None:
     now = datetime(2026, 11, 25, 8, 0, 0, 123456, tzinfo=UTC)
     assert from_ns(to_ns(now)) == now
+
+
+def test_a_refused_schedule_names_the_field() -> None:
+    with pytest.raises(InputError) as caught:
+        validated_schedule({"cron": "daily"})
+    assert caught.value.message.startswith("schedule: cron: cron needs five fields")

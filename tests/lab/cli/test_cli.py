@@ -110,7 +110,7 @@ def test_a_group_without_a_verb_says_so(group: str, capsys: pytest.CaptureFixtur
         (["frobnicate"], 2, "input.invalid", "there is no command frobnicate"),
         (["up", "--frob"], 2, "input.invalid", "No such option: --frob"),
         (["exec"], 2, "input.invalid", "Missing argument"),
-        (["up", "--capture", "some"], 2, "input.invalid", "Invalid value for '--capture'"),
+        (["up", "--capture", "some"], 2, "input.invalid", "Invalid value for '--capture': 'some' is not one of"),
         (["up", "--topology", "nothing"], 2, "topology.invalid", "nothing: no such file"),
         (["up", "--policy", "nothing"], 2, "rules.file", "no policy 'nothing'"),
         (["--lab", "Bad/Name", "up"], 2, "input.invalid", "'Bad/Name' is no name for a lab"),
