@@ -222,6 +222,10 @@ def test_restores_that_can_not_be(drill: Lab, tmp_path: Path) -> None:
     there.write_text("mine")
     assert_error(drill(*argv, "--disk", "2", "--to", str(there)), "restore.target-exists", BAD, "there")
     assert there.read_text() == "mine"
-    assert_error(drill(*argv, "--disk", "2", "--to", str(tmp_path / "no" / "x")), "restore.target-exists", BAD, "no folder")
-    assert_error(drill(*argv, "--disk", "7", "--to", str(tmp_path / "x")), "restore.disk-unknown", BAD, "7", "Hard disk 1")
+    assert_error(
+        drill(*argv, "--disk", "2", "--to", str(tmp_path / "no" / "x")), "restore.target-exists", BAD, "no folder"
+    )
+    assert_error(
+        drill(*argv, "--disk", "7", "--to", str(tmp_path / "x")), "restore.disk-unknown", BAD, "7", "Hard disk 1"
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
