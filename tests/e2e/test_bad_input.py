@@ -154,7 +154,7 @@ def test_words_that_are_none(home: Path) -> None:
         ("nonsense",),
         ("--lab", "Not A Name", "up"),
         ("up", "--capture", "half"),
-        ("job", "run", JOB, "--mode", "hotadd"),
+        ("job", "run", JOB, "--mode", "pigeon"),
         ("restore", "point"),
     ):
         assert_error(vadplab(home, *command), "input.invalid", BAD)

@@ -249,7 +249,7 @@ def test_show_lists_rules_in_deciding_order() -> None:
         async with firewalled() as (_, firewall):
             await firewall.block(Target(row="D1"), "reset")
             states = await firewall.show()
-            assert [s.kind for s in states] == ["overlay"] + ["policy"] * 9 + ["built-in"] * 3
+            assert [s.kind for s in states] == ["overlay"] + ["policy"] * 10 + ["built-in"] * 3
             assert states[0].row == "D1" and states[0].action == "reset"
             assert states[-1].rule == "default"
             document = await firewall.control("firewall.show", {})
