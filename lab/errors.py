@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.errors import InputError, MissingError, VadplabError
+from engine.errors import InputError, MissingError, RemoteError, VadplabError
 from firewall_rules.errors import RuleError
 
 
@@ -127,21 +127,14 @@ class ConsoleFailed(VadplabError):
     advice = "Read its log: `vadplab logs console console`."
 
 
-class RemoteLabError(VadplabError):
+class RemoteLabError(RemoteError):
     """An error that the supervisor reported; keeps the original's code, exit code and fields."""
 
     code = "lab.remote"
+    advice = VadplabError.advice
 
     def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__(
-            str(fields.get("message", "")),
-            step=fields.get("step"),
-            host=fields.get("host"),
-            target=fields.get("target"),
-            port=fields.get("port"),
-            next=fields.get("next"),
-        )
-        self.fields = fields
+        super().__init__(fields)
         self.exit_status = int(fields.get("exit_code", 1))
 
     def to_dict(self) -> dict[str, Any]:
