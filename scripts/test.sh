@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/lint.sh
 if [ $# -gt 0 ]; then exec .venv/bin/pytest "$@"; fi
-exec .venv/bin/pytest -n 2 --dist loadfile --basetemp "/tmp/vt$$" --durations 15 -ra
+exec .venv/bin/pytest -n 2 --dist loadfile --basetemp "/tmp/vt$$" --tb short --durations 15 -ra

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyVmomi import VmomiSupport, vim, vmodl
+from pyVmomi import vim, vmodl
 
 from fakes.vcenter import soap
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
@@ -27,11 +27,7 @@ def methods() -> list[str]:
     guest = vim.vm.guest
     kinds: tuple[Any, ...] = (guest.AuthManager, guest.FileManager, guest.ProcessManager)
     kinds += (guest.AliasManager, guest.WindowsRegistryManager)
-    names = []
-    for namespace, name in VmomiSupport._wsdlMethodMap:
-        if namespace == soap.VIM25 and VmomiSupport.GetWsdlMethod(namespace, name).info.type in kinds:
-            names.append(name)
-    return names
+    return [method.wsdlName for kind in kinds for method in kind._methodInfo.values()]
 
 
 class GuestOperations:

@@ -7,12 +7,14 @@ import http.client
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pyVim.task import WaitForTask
 from pyVmomi import VmomiSupport, vim, vmodl
 
+from fakes.vcenter import soap
 from fakes.vcenter.journal import mark
 from tests.fakes.vcenter.conftest import HOSTS, MakeSite, Site
 
@@ -25,31 +27,30 @@ OPEN = (
 TICKET = (0, "vim.HostServiceTicket", "vim.HostServiceTicket")
 
 
+HOST = (("hostForAccess", "vim.HostSystem", VERSION, VmomiSupport.F_OPTIONAL, None),)
+METHODS = [
+    ("getVmFiles", "NfcGetVmFiles", VERSION, OPEN[:1], TICKET, None, None),
+    ("openReadonly", "NfcRandomAccessOpenReadonly", VERSION, OPEN, TICKET, None, None),
+    ("open", "NfcRandomAccessOpenDisk", VERSION, OPEN, TICKET, None, None),
+    ("libVersion", "NfcGetServerNfcLibVersion", VERSION, HOST, (0, "int", "int"), None, None),
+]
+
+
 @pytest.fixture(scope="module")
-def nfc_type() -> Any:
-    """The managed type that pyVmomi does not ship, as clients register it."""
-    VmomiSupport.CreateManagedType(
-        "vim.NfcService",
-        "NfcService",
-        "vmodl.ManagedObject",
-        VERSION,
-        [],
-        [
-            ("getVmFiles", "NfcGetVmFiles", VERSION, OPEN[:1], TICKET, None, None),
-            ("openReadonly", "NfcRandomAccessOpenReadonly", VERSION, OPEN, TICKET, None, None),
-            ("open", "NfcRandomAccessOpenDisk", VERSION, OPEN, TICKET, None, None),
-            (
-                "libVersion",
-                "NfcGetServerNfcLibVersion",
-                VERSION,
-                (("hostForAccess", "vim.HostSystem", VERSION, VmomiSupport.F_OPTIONAL, None),),
-                (0, "int", "int"),
-                None,
-                None,
-            ),
-        ],
-    )
-    return VmomiSupport.GetVmodlType("vim.NfcService")
+def nfc_type() -> Iterator[Any]:
+    """The managed type that pyVmomi does not ship, as clients register it.
+
+    pyVmomi keeps one table of methods a process; another client's entries (the engine's, in its own tests) are put aside.
+    """
+    table = VmomiSupport._wsdlMethodMap
+    aside = {key: table.pop(key) for key in [(soap.VIM25, method[1]) for method in METHODS] if key in table}
+    VmomiSupport.CreateManagedType("vim.ClientNfcService", "ClientNfcService", "vmodl.ManagedObject", VERSION, [], METHODS)
+    kind = VmomiSupport.GetVmodlType("vim.ClientNfcService")
+    kind._wsdlName = "NfcService"
+    yield kind
+    for method in METHODS:
+        del table[soap.VIM25, method[1]]
+    table.update(aside)
 
 
 @pytest.fixture(scope="module")
