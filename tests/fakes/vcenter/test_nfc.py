@@ -44,7 +44,9 @@ def nfc_type() -> Iterator[Any]:
     """
     table = VmomiSupport._wsdlMethodMap
     aside = {key: table.pop(key) for key in [(soap.VIM25, method[1]) for method in METHODS] if key in table}
-    VmomiSupport.CreateManagedType("vim.ClientNfcService", "ClientNfcService", "vmodl.ManagedObject", VERSION, [], METHODS)
+    VmomiSupport.CreateManagedType(
+        "vim.ClientNfcService", "ClientNfcService", "vmodl.ManagedObject", VERSION, [], METHODS
+    )
     kind = VmomiSupport.GetVmodlType("vim.ClientNfcService")
     kind._wsdlName = "NfcService"
     yield kind
