@@ -2,7 +2,7 @@
 """Errors of the laboratory, beside the catalogue of `engine.errors`.
 
 InputError (2)      TopologyInvalid, LabRunning
-MissingError (3)    LabNotRunning, LabEmpty, LabUnknown, HostUnknown, PowerMissing, ComponentMissing
+MissingError (3)    LabNotRunning, LabGone, LabEmpty, LabUnknown, HostUnknown, PowerMissing, ComponentMissing
 VadplabError (1)    LabFailed, LabStuck, ProcessFailed, ControlFailed, RemoteLabError (keeps the original's)
 """
 
@@ -41,6 +41,14 @@ class LabNotRunning(MissingError):
 
     code = "lab.not-running"
     advice = "Bring one up with `vadplab up`."
+
+
+class LabGone(LabNotRunning):
+    """The lab ended while the command waited for it."""
+
+    code = "lab.gone"
+    symptom = "gone"
+    advice = "Bring it up again with `vadplab up`. The evidence of its runs is kept: `vadplab runs`."
 
 
 class LabEmpty(MissingError):

@@ -28,6 +28,21 @@ def ready(line: str) -> None:
         sys.stdout.flush()
 
 
+async def output(child: asyncio.subprocess.Process, seconds: float) -> tuple[bytes, bytes]:
+    """What a child that ends by itself printed (output, errors). Whatever ends the wait, the child is gone and reaped.
+
+    Raises:
+        TimeoutError: it did not end in time.
+    """
+    try:
+        return await asyncio.wait_for(child.communicate(), seconds)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+
+
 async def until_signal() -> None:
     """Returns when SIGTERM or SIGINT arrives."""
     loop = asyncio.get_running_loop()

@@ -122,6 +122,7 @@ def _run(args: argparse.Namespace) -> int:
             run.mkdir()
             kernel.mount("tmpfs", run, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=64m")
             root.install(disk.mount_point, guest, fresh=disk.fresh)
+            kernel.sync(disk.mount_point)  # as installers do: a crash from here on leaves a guest that boots
             init.prepare_run(run)
             return _live(args, guest, disk, run, guardian_path, log)
         finally:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The guest's virtual disk as a mounted file system: NBD export → nbdfuse file → loop device → ext4 (guests reference 5.2).
 
-All mounts are made in the caller's own mount namespace. nbdfuse dies with its parent; the loop device frees itself when
-the last mount of it is gone; so nothing is left whatever ends first.
+nbdfuse dies with its parent; the loop device frees itself when the last mount of it is gone; so nothing is left whatever
+ends first. nbdfuse has a mount namespace without the ext4 in it. Were it the last process of a namespace that has it, its
+own exit would unmount the ext4 before it closes /dev/fuse, write the dirty pages through itself, and wait for ever (and with
+it every sync(2) of the machine).
 """
 
 from __future__ import annotations
@@ -58,10 +60,14 @@ class GuestDisk:
         self._nbdfuse: subprocess.Popen[bytes] | None = None
 
     def attach(self) -> None:
-        """Attaches the disk, makes ext4 on an empty one (`fresh`), and mounts it at `mount_point`. Raises DiskFailed."""
+        """Attaches the disk, makes ext4 on an empty one (`fresh`), and mounts it at `mount_point`. Raises DiskFailed.
+
+        The caller has one thread; it goes on in a mount namespace of its own, nbdfuse keeps the one before.
+        """
         self._fuse.mkdir()
         self.mount_point.mkdir()
         self._start_nbdfuse()
+        kernel.unshare(kernel.CLONE_NEWNS)
         try:
             device, fd = loop.attach(self._fuse / "disk")
         except OSError as exc:
@@ -92,6 +98,7 @@ class GuestDisk:
         if self._nbdfuse is not None:
             with contextlib.suppress(OSError):
                 kernel.umount(self._fuse)
+            self._nbdfuse.terminate()
             try:
                 self._nbdfuse.wait(_START)
             except subprocess.TimeoutExpired:

@@ -116,6 +116,15 @@ def name_process(title: str) -> None:
         ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
+def sync(folder: Path) -> None:
+    """syncfs(2): everything of the file system that holds `folder` is on its device."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(fd), "syncfs")
+    finally:
+        os.close(fd)
+
+
 def freeze(fd: int) -> None:
     """FIFREEZE: returns when everything is on the device and writers wait. EBUSY when it is frozen already."""
     fcntl.ioctl(fd, _FIFREEZE, 0)

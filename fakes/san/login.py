@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from fakes.core.daemon import output
 from fakes.san.options import Chap, Lun
 from fakes.san.tgt import PATH, program
 
@@ -49,9 +50,7 @@ async def _identification(inq: str, url: str, environment: dict[str, str]) -> by
         env=environment,
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), _ONE)
+        out, _ = await output(process, _ONE)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return None
     return out

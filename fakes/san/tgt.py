@@ -16,6 +16,8 @@ import shutil
 import time
 from pathlib import Path
 
+from fakes.core.daemon import output
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROL_PORT = 1  # part of the socket's name only
 _COMMAND_SECONDS = 10.0
@@ -114,10 +116,8 @@ class Tgt:
         )
         what = " ".join(arguments[:4])  # never the secret of an account
         try:
-            out, err = await asyncio.wait_for(process.communicate(), _COMMAND_SECONDS)
+            out, err = await output(process, _COMMAND_SECONDS)
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise TgtFailed(f"tgtadm {what}: no answer in {_COMMAND_SECONDS:.0f} s") from None
         if process.returncode:
             raise TgtFailed(f"tgtadm {what}: {err.decode(errors='replace').strip() or process.returncode}")

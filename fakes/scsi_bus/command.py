@@ -16,7 +16,7 @@ from fakes.core.daemon import die_with_parent, ready, until_signal
 from fakes.core.fabric import FabricError
 from fakes.scsi_bus import janitor
 from fakes.scsi_bus.bus import Bus
-from fakes.scsi_bus.device import clear
+from fakes.scsi_bus.device import clear, without_fuse
 
 BAD_INPUT, MISSING = 2, 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -33,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--fabric", required=True, type=Path, metavar="FOLDER", help="folder of the socket bus-NAME.sock")
     made.add_argument(
         "--devices", required=True, type=Path, metavar="FOLDER", help="where devices appear, as in /dev/disk/by-id"
+    )
+    made.add_argument(
+        "--even-without-fuse",
+        action="store_true",
+        help="come up where /dev/fuse can not be used, and refuse every disk (default: exit 3)",
     )
     return made
 
@@ -52,8 +57,8 @@ def main(argv: list[str]) -> int:
         return _fail(f"--vm {options.vm!r}: not a VM's name", BAD_INPUT)
     if not options.fabric.is_dir():
         return _fail(f"--fabric {options.fabric}: no such folder", BAD_INPUT)
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return _fail("/dev/fuse can not be used here, and devices are FUSE files (modprobe fuse, as root)", MISSING)
+    if not options.even_without_fuse and (lacking := without_fuse()) is not None:
+        return _fail(lacking, MISSING)
     devices = options.devices.absolute()
     try:
         devices.mkdir(parents=True, exist_ok=True)

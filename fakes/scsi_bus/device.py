@@ -60,6 +60,13 @@ def hex_of(value: str) -> str:
         raise FabricError("malformed", f"not a UUID: {value!r}") from exc
 
 
+def without_fuse() -> str | None:
+    """Why no device can be made on this machine, or None."""
+    if os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return None
+    return "/dev/fuse can not be used here, and devices are FUSE files (modprobe fuse, or chmod 666 /dev/fuse, as root)"
+
+
 class Device:
     """A disk while it is plugged."""
 
@@ -96,11 +103,13 @@ class Device:
         """Makes the device appear; it can be read when this returns.
 
         Raises:
-            FabricError: `missing` (nbdfuse), `no-device` (it did not come up: its text says why), `bad-size`.
+            FabricError: `missing` (nbdfuse or /dev/fuse), `no-device` (it did not come up: its text says why), `bad-size`.
         """
         nbdfuse = shutil.which("nbdfuse")
         if nbdfuse is None:
             raise FabricError("missing", "nbdfuse is missing: apt-get install nbdfuse fuse3")
+        if (lacking := without_fuse()) is not None:
+            raise FabricError("missing", lacking)
         self._mount.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.disk.socket.parent, os.O_PATH | os.O_DIRECTORY)
         try:

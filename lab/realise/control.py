@@ -22,7 +22,7 @@ from typing import Any
 from engine.errors import VadplabError
 from fakes.core.fabric import FabricUnavailable, connect, listen
 from firewall_rules.errors import RuleError
-from lab.errors import ControlFailed, LabNotRunning, RemoteLabError, exit_status, of_rules
+from lab.errors import ControlFailed, LabGone, LabNotRunning, RemoteLabError, exit_status, of_rules
 from lab.realise.folders import LabFolder
 
 MAX_LINE = 1 << 24
@@ -227,7 +227,7 @@ class ControlClient:
         """One request and its result; `timeout` in seconds (None: wait for ever).
 
         Raises:
-            RemoteLabError: the supervisor refused, with its error's fields. ControlFailed: it went away or is silent.
+            RemoteLabError: the supervisor refused, with its error's fields. LabGone: it went away. ControlFailed: it is silent.
         """
         self.send(method, fds=fds, **params)
         return self.result(timeout)
@@ -242,7 +242,7 @@ class ControlClient:
             else:
                 self._sock.sendall(line)
         except OSError as exc:
-            raise ControlFailed(f"{method}: the supervisor went away: {exc.strerror}") from exc
+            raise LabGone(f"{method}: the supervisor went away: {exc.strerror}") from exc
 
     def signal(self, number: int) -> None:
         """Passes a signal on to what the pending request runs."""
@@ -261,9 +261,9 @@ class ControlClient:
         except TimeoutError as exc:
             raise ControlFailed(f"the supervisor did not answer within {timeout:g} s") from exc
         except OSError as exc:
-            raise ControlFailed(f"the supervisor went away: {exc.strerror}") from exc
+            raise LabGone(f"the supervisor went away: {exc.strerror}") from exc
         if not line.endswith(b"\n"):
-            raise ControlFailed("the supervisor went away before it answered")
+            raise LabGone("the supervisor went away before it answered")
         reply = json.loads(line)
         if "error" in reply:
             raise RemoteLabError(reply["error"])

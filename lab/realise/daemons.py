@@ -155,7 +155,8 @@ def buses(supervisor: Supervisor) -> list[Daemon]:
     for name in supervisor.topology.by_role(Role.PROXY):
         vm = supervisor.topology.vm_of_guest(name)
         if vm is not None:
-            argv = ("--vm", vm.name, "--fabric", str(supervisor.fabric), "--devices", str(deploy.devices(name)))
+            places = ("--fabric", str(supervisor.fabric), "--devices", str(deploy.devices(name)))
+            argv = ("--vm", vm.name, *places, "--even-without-fuse")
             found.append(Daemon(None, f"bus-{name}", "fakes.scsi_bus", argv))
     return found
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.errors import VadplabError
-from lab.errors import FolderUnusable, LabFailed, LabNotRunning, LabRunning, LabStuck, RemoteLabError
+from lab.errors import FolderUnusable, LabFailed, LabGone, LabNotRunning, LabRunning, LabStuck, RemoteLabError
 from lab.realise import vcsim
 from lab.realise.control import call
 from lab.realise.folders import LabFolder
@@ -162,11 +162,13 @@ def down(lab: LabFolder, *, force: bool = False, timeout: float = DOWN_TIMEOUT) 
     else:
         try:
             call(lab.control_socket, "down", timeout=10.0)
+        except LabGone:
+            pass  # it ended while it answered; the wait below tells
         except LabNotRunning:
             # Still coming up, or already going down: the launcher passes the wish on.
             _kill(lab, "launcher", signal.SIGTERM)
         except VadplabError:
-            pass  # it ended while it answered; the wait below tells
+            pass  # it is silent: the wait below tells whether it ends
     if not _gone(lab, timeout):
         if force:
             _kill(lab, "launcher")

@@ -212,13 +212,13 @@ def _powers() -> Iterator[Check]:
             None if ids else f"{_apt('uidmap')}; {more}",
         )
     fuse = os.access("/dev/fuse", os.R_OK | os.W_OK)
-    lacking = "/dev/fuse can not be opened"
+    lacking, instead = "/dev/fuse can not be opened", "the guest writes through NBD, and no disk can be hot-added"
     yield Check(
         "FUSE",
         "power",
         "ok" if fuse else "missing" if root else "substitute",
-        "/dev/fuse" if fuse else lacking if root else f"{lacking}; the guest writes through NBD",
-        "the Linux guest's disk",
+        "/dev/fuse" if fuse else lacking if root else f"{lacking}; {instead}",
+        "the Linux guest's disk, and hot-added disks",
         None if fuse else "modprobe fuse" if root else "chmod 666 /dev/fuse (as root)",
     )
     loop = root and Path("/dev/loop-control").exists()

@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 RECOVERY = 60.0
+SLOW = 1 << 20  # bytes a second
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def run_until(lab: Lab, step: str, act: Callable[[subprocess.Popen[str]], None]) -> Answer:
-    """Runs the job; when `step` begins, `act` gets the command's process. Fails when that step never began."""
+    """Makes a full backup, so slow that it still reads at the kill; when `step` begins, `act` gets the command's process.
+
+    Fails when that step never began.
+    """
+    lab.done("job", "edit", JOB, "--throttle", str(SLOW))
     logs = {path: path.stat().st_size for path in lab.folder.path.glob("hosts/*/var/events.jsonl")}
     job = subprocess.Popen(
-        [str(VADPLAB), "--lab", lab.name, "job", "run", JOB, "--json"],
+        [str(VADPLAB), "--lab", lab.name, "job", "run", JOB, "--full", "--json"],
         env={**os.environ, "VADPLAB_HOME": str(lab.home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -106,6 +111,7 @@ def assert_recovered(lab: Lab) -> None:
     finally:
         client.close()
         guest.close()
+    lab.done("job", "edit", JOB, "--set", "rules.throttle=null")
     document, run = lab.job(code=0)
     assert document["result"] == "success"
     assert run.freezes("linux-vm") == ["frozen", "thawed"]

@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.harness import COMMAND_DEADLINE, VADPLAB, drill_topology
 
 USER = "nobody"
+HOTADD = ("job", "run", "demo", "--mode", "hotadd", "--no-failover", "--json")
 
 
 class Ordinary:
@@ -88,6 +89,9 @@ def test_whole_job_without_root(user: Ordinary) -> None:
         assert "broken" not in document["invariants"].values()
         consistency = {p["vm"]: p["consistency"] for p in document["restore_points"]}
         assert consistency == {"linux-vm": "crash", "files-vm": "crash"}, "nothing can be frozen without root"
+        if powers["FUSE"]["state"] != "ok":
+            answer = json.loads(user.raw(str(VADPLAB), "--lab", "mine", *HOTADD).stdout)
+            assert "/dev/fuse" in answer["error"]["message"], answer
         point = next(p for p in document["restore_points"] if p["vm"] == "linux-vm")
         restored = user(
             *("--lab", "mine", "restore", point["point"], "--vm", "linux-vm", "--disk", "1"),

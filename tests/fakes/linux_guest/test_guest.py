@@ -211,6 +211,22 @@ def test_sigkill_of_everything_while_frozen(site: Site, tmp_path: Path) -> None:
     assert str(site.state) not in Path("/proc/mounts").read_text()
 
 
+@pytest.mark.parametrize("victim", ["everything", "guest"])
+def test_sigkill_while_the_guest_writes(site: Site, victim: str) -> None:
+    """Dirty pages everywhere: nobody waits for a disk that will not answer any more."""
+    for _ in range(1 if victim == "everything" else 3):
+        site.boot()
+        names = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+        inmates = [int(name) for name in names if _namespace(name) == _namespace(str(site.holder))]
+        writer = "while :; do dd if=/dev/urandom of=/root/bulk bs=256k count=80 conv=notrunc 2>/dev/null; done"
+        site.read(f"setsid sh -c '{writer}' >/dev/null 2>&1 </dev/null & sleep 0.3")
+        os.kill(site.holder if victim == "everything" else site.guest_pid(), signal.SIGKILL)
+        eventually(site.free, 30)
+    if victim == "everything":
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inmates if not _zombie(pid)), 30)
+    assert str(site.state) not in Path("/proc/mounts").read_text()
+
+
 def _namespace(pid: str) -> str | None:
     try:
         return str(Path(f"/proc/{pid}/ns/pid").readlink())

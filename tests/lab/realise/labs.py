@@ -114,7 +114,9 @@ class Remains:
         eventually(lambda: not self.processes(), "processes of the lab are left")
         eventually(lambda: not any(lifecycle._alive(known) for known in self.known), "launcher or caretaker is left")
         if self._anchor is not None:
-            eventually(self._anchor.alone, "network namespaces of the lab are left")
+            eventually(
+                self._anchor.alone, "network namespaces of the lab are left", 3 * DEADLINE
+            )  # the kernel's own pace
             self._anchor.close()
         mounts = Path("/proc/self/mountinfo").read_text()
         assert str(self.lab.path) not in mounts
