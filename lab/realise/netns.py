@@ -22,8 +22,10 @@ NAMES = Path("/run/netns")
 FIRST_ROUTER_INDEX = 100
 HOST_INDEX = 2
 
-# The inherited bbr is 2-4 times slower over veth; IPv6 would be noise in every capture.
+# The inherited bbr is 2-4 times slower over veth; IPv6 would be noise in every capture. A killed process leaves sockets whose
+# last bytes nobody takes any more; each keeps its namespace alive until the kernel gives up: after 8 tries (25 s) by default.
 EVERY_HOST = {
+    "net/ipv4/tcp_orphan_retries": "3",
     "net/ipv4/tcp_congestion_control": "reno",
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/ipv6/conf/default/disable_ipv6": "1",
