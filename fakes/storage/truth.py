@@ -2,7 +2,8 @@
 """Truth records: what each snapshot's disks held at the instant of the snapshot, as SHA-256 per 64 KiB block.
 
 *Plan*: per grain of a frozen disk, where its digest comes from: 0 = zeros, `REUSE` = the previous snapshot's digest
-(the write log says that the grain did not change), else LUN grain + 1, pinned until it is read. Taking a record delays
+(the write log says that the grain did not change), else LUN grain + 1, pinned until the record is complete: a record that a
+kill cuts short is taken again from its plan, so nothing that the plan names may have changed. Taking a record delays
 no step: plans are made inside the snapshot's instant, digests by one background thread of low priority. A merge needs
 not wait either, because pinned grains are neither overwritten nor reused. Plans are files, so a record survives a kill.
 
@@ -48,7 +49,7 @@ class DiskPlan:
     lock: threading.Lock
 
     def pinned(self) -> Iterator[int]:
-        """LUN grains that are still to be read."""
+        """LUN grains that are to be read."""
         for grain in grains.used(self.plan):
             if self.plan[grain] != REUSE:
                 yield self.plan[grain] - 1
@@ -180,14 +181,14 @@ class TruthKeeper:
                 finished = self._take(job)
             except (OSError, ValueError) as exc:
                 state = f"{type(exc).__name__}: {exc}"
-                for each in job.disks:
-                    with each.lock:
-                        self.lun.unpin(each.pinned())
                 print(f"storage: truth of {job.vm} snapshot {job.id}: {state}", file=sys.stderr, flush=True)
             else:
                 if not finished:
                     return
                 state = "done"
+            for each in job.disks:
+                with each.lock:
+                    self.lun.unpin(each.pinned())
             with self._changed:
                 self._state[job.vm, job.id] = state
                 self._changed.notify_all()
@@ -215,7 +216,7 @@ class TruthKeeper:
                 digests[32 * first : 32 * (first + length)] = old[32 * first : 32 * (first + length)]
 
     def _digest(self, each: DiskPlan, digests: bytearray) -> bool:
-        """Reads and hashes the pinned grains, dropping pins as it goes; False when told to stop."""
+        """Reads and hashes the pinned grains; False when told to stop."""
         buffer = memoryview(bytearray(_BATCH * GRAIN))
         last = len(each.plan) - 1
         if each.size % GRAIN and not each.plan[last]:
@@ -230,9 +231,6 @@ class TruthKeeper:
                 start = number * GRAIN
                 block = buffer[start : start + min(GRAIN, each.size - grain * GRAIN)]
                 digests[32 * grain : 32 * grain + 32] = hashlib.sha256(block).digest()
-            with each.lock:
-                each.plan[first : first + length] = array("I", [REUSE]) * length
-                self.lun.unpin(range(position, position + length))
         return True
 
     @staticmethod
