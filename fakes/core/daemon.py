@@ -11,7 +11,10 @@ import asyncio
 import contextlib
 import ctypes
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,19 +31,16 @@ def ready(line: str) -> None:
         sys.stdout.flush()
 
 
-async def output(child: asyncio.subprocess.Process, seconds: float) -> tuple[bytes, bytes]:
-    """What a child that ends by itself printed (output, errors). Whatever ends the wait, the child is gone and reaped.
+async def run(command: Sequence[str], seconds: float, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Runs a program that ends by itself, in a thread; its output and errors are in the result.
+
+    Not asyncio's own subprocesses: one that is cancelled while its program ends complains of an unknown child.
 
     Raises:
-        TimeoutError: it did not end in time.
+        subprocess.TimeoutExpired: it did not end in time, and was killed.
     """
-    try:
-        return await asyncio.wait_for(child.communicate(), seconds)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-        raise
+    options |= {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": seconds, "check": False}
+    return await asyncio.to_thread(lambda: subprocess.run(command, **options))
 
 
 async def until_signal() -> None:

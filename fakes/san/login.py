@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 
-from fakes.core.daemon import output
+from fakes.core.daemon import run
 from fakes.san.options import Chap, Lun
 from fakes.san.tgt import PATH, program
 
@@ -42,15 +43,8 @@ async def prove(host: str, port: int, iqn: str, luns: list[Lun], chap: Chap | No
 
 async def _identification(inq: str, url: str, environment: dict[str, str]) -> bytes | None:
     """What the initiator says about VPD page 83h; None without an answer in time."""
-    process = await asyncio.create_subprocess_exec(
-        *(inq, "-i", _INITIATOR, "-e", "1", "-c", str(0x83), url),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=environment,
-    )
     try:
-        out, _ = await output(process, _ONE)
-    except TimeoutError:
+        done = await run((inq, "-i", _INITIATOR, "-e", "1", "-c", str(0x83), url), _ONE, env=environment)
+    except subprocess.TimeoutExpired:
         return None
-    return out
+    return done.stdout + done.stderr

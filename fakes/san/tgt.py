@@ -13,10 +13,11 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
-from fakes.core.daemon import output
+from fakes.core.daemon import run
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROL_PORT = 1  # part of the socket's name only
@@ -106,22 +107,15 @@ class Tgt:
         Raises:
             TgtFailed: it refused, or did not answer in time.
         """
-        process = await asyncio.create_subprocess_exec(
-            *(self._tgtadm, "--control-port", str(_CONTROL_PORT), "--lld", "iscsi", *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=[self._fd],
-            env=self._environment(),
-        )
+        command = (self._tgtadm, "--control-port", str(_CONTROL_PORT), "--lld", "iscsi", *arguments)
         what = " ".join(arguments[:4])  # never the secret of an account
         try:
-            out, err = await output(process, _COMMAND_SECONDS)
-        except TimeoutError:
+            done = await run(command, _COMMAND_SECONDS, pass_fds=[self._fd], env=self._environment())
+        except subprocess.TimeoutExpired:
             raise TgtFailed(f"tgtadm {what}: no answer in {_COMMAND_SECONDS:.0f} s") from None
-        if process.returncode:
-            raise TgtFailed(f"tgtadm {what}: {err.decode(errors='replace').strip() or process.returncode}")
-        return out.decode(errors="replace")
+        if done.returncode:
+            raise TgtFailed(f"tgtadm {what}: {done.stderr.decode(errors='replace').strip() or done.returncode}")
+        return done.stdout.decode(errors="replace")
 
     def said(self) -> str:
         """The last lines of its log."""

@@ -24,7 +24,11 @@ HOST_INDEX = 2
 
 # The inherited bbr is 2-4 times slower over veth; IPv6 would be noise in every capture. A killed process leaves sockets whose
 # last bytes nobody takes any more; each keeps its namespace alive until the kernel gives up: after 8 tries (25 s) by default.
+# Nothing is lost on a veth, but packets overtake each other when a sender changes its core: no retransmission for that.
 EVERY_HOST = {
+    "net/ipv4/tcp_reordering": "127",
+    "net/ipv4/tcp_recovery": "0",
+    "net/ipv4/tcp_early_retrans": "0",
     "net/ipv4/tcp_orphan_retries": "3",
     "net/ipv4/tcp_congestion_control": "reno",
     "net/ipv6/conf/all/disable_ipv6": "1",
