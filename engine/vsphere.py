@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The engine's connection to a vCenter (or ESXi host): pyVmomi's SOAP stub over sockets that the dialer opened.
 
-Blocking; callers in asyncio use a thread (`engine.threads.in_thread`). One call at a time goes over one kept connection, which
+Blocking; callers in asyncio use a thread (`engine.processes.in_thread`). One call at a time goes over one kept connection, which
 is re-made when the server ended it; every TCP connection is an event of the step that needed it, and a later step that uses
 the kept connection writes a `use` event. The certificate is compared with a thumbprint (SHA-1 or SHA-256).
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import logging
 import ssl
 import threading
 import time
@@ -36,7 +35,6 @@ TASK_POLL = (0.02, 0.5)
 FALLBACK_VERSION = "vim.version.v8_0_3_0"
 
 T = TypeVar("T")
-_LOG = logging.getLogger(__name__)
 
 
 class VSphereFault(VadplabError):
@@ -101,7 +99,7 @@ class VmInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot: its reference, the VM's reference, name, number, description, and its disks (paths as of the snapshot)."""
+    """A snapshot: its reference, the VM's reference, name, number, description."""
 
     moref: str
     vm: str

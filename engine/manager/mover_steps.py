@@ -25,13 +25,7 @@ class MoverSteps:
         self._task = task
         self._proxy = proxy
         self._open: list[str] = []
-        self._seen: set[str] = set()
         self._failed: set[str] = set()
-
-    @property
-    def seen(self) -> frozenset[str]:
-        """Steps that were begun."""
-        return frozenset(self._seen)
 
     def heard(self, item: dict[str, Any]) -> None:
         """A progress message of the mover."""
@@ -41,7 +35,6 @@ class MoverSteps:
         self.current = step
         if phase is None:
             return
-        self._seen.add(step)
         if step in self._open:
             self._open.remove(step)
         if phase == "begin":

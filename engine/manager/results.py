@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,11 +12,6 @@ from engine.manager.tasks import DiskTask, VmRun
 from engine.store.manifest import SCHEMA
 
 _STORED = ("file", "stored", "digests", "root")
-
-
-def new_point_id() -> str:
-    """A restore point's id: the time in UTC and four random digits."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:4]}"
 
 
 def manifest(session: str, job: str, run: VmRun) -> dict[str, Any]:

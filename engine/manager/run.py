@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from engine import snapshots
 from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.guest.channel import Scripts
+from engine.manager.errors import NoSpace, ProxyLost, as_error
 from engine.manager.guest import GuestRun
 from engine.manager.peers import Mover, Peers, Transport, VSphere
 from engine.manager.tasks import DiskTask, VmRun
@@ -20,30 +19,6 @@ from engine.manager.waiting import quietly
 from engine.report import Reporter
 
 REASSIGN_DEADLINE = 120.0
-
-
-class NoSpace(VadplabError):
-    """The repository has not enough space for a new restore point."""
-
-    code = "job.no-space"
-    symptom = "no space left"
-    advice = "Free space on the repository, or let retention keep fewer restore points; nothing was begun."
-
-
-class ProxyLost(VadplabError):
-    """A proxy was lost, and another one has taken over its task."""
-
-    code = "job.proxy-lost"
-    symptom = "proxy lost"
-    advice = "Look at the proxy and its log; the data of its attempt was thrown away."
-
-
-def as_error(exc: Exception) -> VadplabError:
-    """An exception as an error of the catalogue; what is not one already is a fault of this program, told with its trace."""
-    if isinstance(exc, VadplabError):
-        return exc
-    traceback.print_exception(exc, file=sys.stderr)
-    return VadplabError(f"{type(exc).__name__} in the Backup Manager")
 
 
 class Run:
@@ -194,6 +169,11 @@ class Run:
         if entry:
             self.pending[run.name] = entry
         await self.peers.service.pending(dict(self.pending))
+
+    def proxy_vms(self) -> dict[str, str]:
+        """BIOS UUID (lower case) → name of the proxies that are VMs, as their Transport Services say."""
+        found = {name: str(t.facts.get("vm_uuid") or "").lower() for name, t in self.opened_transports().items()}
+        return {uuid: name for name, uuid in found.items() if uuid}
 
     def run_of(self, task: DiskTask) -> VmRun:
         """The VM that a task belongs to."""

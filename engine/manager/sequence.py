@@ -25,66 +25,22 @@ from typing import Any
 from engine import snapshots
 from engine.errors import ConnectError, VadplabError
 from engine.guest.channel import Scripts
-from engine.manager import reading, results, tasks
+from engine.manager import attached, results, tasks
+from engine.manager.errors import DiskAppeared, DiskGone, ModeFailover, ModeNotPossible, VmMissing, as_error
 from engine.manager.guest import GuestRun
 from engine.manager.mover_steps import MoverSteps
-from engine.manager.peers import Transport
-from engine.manager.run import Run, as_error
+from engine.manager.restore_point import RestorePoint, retain
+from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
 from engine.manager.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 from engine.report import JobStopped, what_is_left
-from engine.rpc.client import CallTimedOut
 from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 
 STORE_DEADLINE = 600.0
 OPEN_DEADLINE = 900.0
 """Seconds for steps 18 to 20 up to the open disk: a host without room is asked again, a disk is attached, modes fail over."""
-COMMIT_PATIENCE = 60.0
-"""Seconds that a stop waits for the repository to answer whether the restore point became visible."""
 IDLE = 60.0
 """Seconds without a sign of life of a Data Mover."""
-CHAIN_UNUSABLE = ("store.parent", "store.locked")
-"""Why the repository refuses an incremental: then a full is made."""
-
-
-class DiskAppeared(VadplabError):
-    """vCenter shows a disk that the configuration database does not know: it is backed up in the same run."""
-
-    code = "job.disk-appeared"
-    symptom = "new disk"
-    advice = "Run `infra rescan` so that the next run knows it from the start."
-
-
-class DiskGone(VadplabError):
-    """The configuration database knows a disk that vCenter no longer shows."""
-
-    code = "job.disk-gone"
-    symptom = "disk is gone"
-    advice = "Run `infra rescan`; if the disk should be there, look at the VM in vCenter."
-
-
-class ModeFailover(VadplabError):
-    """A disk was read in another transport mode than the best that its proxy is set up for."""
-
-    code = "job.mode-failover"
-    symptom = "failover"
-    advice = "Put the better mode in order; until then the disk is read more slowly. See the reason."
-
-
-class ModeNotPossible(VadplabError):
-    """The proxy of a task cannot use the transport mode that the job asks for."""
-
-    code = "job.mode-not-possible"
-    symptom = "mode not possible"
-    advice = "Choose another mode, or a proxy that can use this one."
-
-
-class RetentionFailed(VadplabError):
-    """Old restore points could not be merged or removed after the run."""
-
-    code = "job.retention"
-    symptom = "retention failed"
-    advice = "All restore points stay as they were; the next run tries again. See the reason."
 
 
 class BackupSequence(Run):
@@ -101,7 +57,7 @@ class BackupSequence(Run):
             new = await self.step_8_gather_metadata()
             await self.start_tasks(new)
             await self.back_up_all()  # 9 to 22
-            await self.retain()
+            await retain(self)
         except asyncio.CancelledError:
             error = JobStopped(f"job {self.job.get('name', '')} was stopped")
         except Exception as exc:
@@ -113,7 +69,7 @@ class BackupSequence(Run):
                 one.next = f"{JobStopped.advice} {what_is_left(self.pending)}"
         return results.document(self.session, str(self.job.get("name", "")), self.runs, self.report.started, error)
 
-    # 1  initialisation
+    # Initialisation (section 1 of the sequence)
 
     def step_2_manager_process_starts(self) -> None:
         with self.report.step("2"):
@@ -222,7 +178,7 @@ class BackupSequence(Run):
             for run in alive:
                 run.info = infos.get(run.name)
                 if run.info is None:
-                    run.fail(tasks.VmMissing(f"VM {run.name} is not in {self.inputs['vcenter']['name']}", step="8"))
+                    run.fail(VmMissing(f"VM {run.name} is not in {self.inputs['vcenter']['name']}", step="8"))
                     continue
                 new, gone = tasks.compare(run, run.info)
                 for task in new:
@@ -232,7 +188,7 @@ class BackupSequence(Run):
                     self.warn(run, DiskGone(f"{run.name}: {task.disk.label} is gone", step="8"))
                     await self.end_movers([task])
                 if not run.tasks:
-                    run.fail(tasks.VmMissing(f"VM {run.name} has no disks", step="8"))
+                    run.fail(VmMissing(f"VM {run.name} has no disks", step="8"))
                 added += new
             self.raise_if_nothing_is_left()
             if self.job.get("cbt", True):
@@ -308,10 +264,10 @@ class BackupSequence(Run):
     async def leave_vm(self, run: VmRun) -> None:
         """Whatever became of the VM: its movers end, disks are detached from proxies, its snapshot is committed."""
         await self.end_movers(run.tasks)
-        await self.detach_left(run)
+        await attached.detach_left(self, run)
         await self.step_22_commit_snapshot(run)
 
-    # 2  guest processing: Windows guests (9 to 11) and Tools quiescence (14) are for a later version
+    # Guest processing (2): Windows guests (9 to 11) and Tools quiescence (14) are for a later version
 
     def step_9_windows_guest_address(self, run: VmRun) -> None:
         self.report.skipped("9", "no Windows guest is processed in this job", task=run.name)
@@ -351,7 +307,7 @@ class BackupSequence(Run):
     def step_14_tools_quiescence(self, run: VmRun) -> None:
         self.report.skipped("14", "VMware Tools quiescence is not asked for", task=run.name)
 
-    # 3  snapshot
+    # Snapshot (3)
 
     async def step_15_request_snapshot(self, run: VmRun) -> None:
         assert self.vsphere is not None and run.info is not None
@@ -366,7 +322,7 @@ class BackupSequence(Run):
             )
             result["snapshot"] = run.snapshot.moref
 
-    # 4  release
+    # Release (4)
 
     async def step_16_release_guest(self, run: VmRun, guest: GuestRun) -> None:
         """At once after the snapshot, before any read; also after every failure. A guest that cannot be reached thaws itself."""
@@ -383,103 +339,20 @@ class BackupSequence(Run):
             self.report.skipped("16", "no script ran before the snapshot", task=run.name)
         await guest.close()
 
-    # 5  transport
+    # Transport (5)
 
     async def read_disks(self, run: VmRun, turns: set[str]) -> None:
         """Steps 17 to 21 of every task, then the restore point becomes visible; a failed one leaves nothing behind."""
-        transport = await self.transport(run.tasks[0].repository, "5a")
+        point = RestorePoint(self, run, await self.transport(run.tasks[0].repository, "5a"))
         try:
-            await self.choose_what_to_read(run)
-            await self.begin_point(run, transport)
+            await point.choose_what_to_read()
+            await point.begin()
             await every(self._read_in_turn(run, task, turns) for task in run.tasks)
-            await self.make_point_visible(run, transport)
+            await point.make_visible()
         except BaseException:
-            if run.point is not None and not run.point_visible:
-                await quietly(transport.abort_point(self.job["name"], run.name, run.point))
+            await point.give_up()
             raise
         await quietly(self.peers.service.learned({"vm": run.name, "repository": run.tasks[0].repository}))
-
-    async def choose_what_to_read(self, run: VmRun) -> None:
-        """Full or incremental, and of each disk: what vCenter says has changed, or a comparison, or all (`reading`).
-
-        Change IDs and areas are asked for over the session of step 15; a refusal costs time, never correctness.
-        """
-        assert self.vsphere is not None and run.info is not None and run.snapshot is not None
-        newest = run.newest or {}
-        run.base = reading.base(
-            newest.get("point"), newest.get("problem"), full=bool(self.job.get("full")), uuid=run.info.uuid
-        )
-        wanted = bool(self.job.get("cbt", True))
-        ids: dict[int, str] = {}
-        if wanted:
-            try:
-                ids = await self.vsphere.change_ids(run.snapshot)
-            except VadplabError as exc:
-                run.tracking_off = f"the change IDs cannot be read: {exc.message}"
-        for task in run.tasks:
-            task.change_id = ids.get(task.disk.key)
-            await self._choose_reading(run, task, wanted)
-
-    async def _choose_reading(self, run: VmRun, task: DiskTask, wanted: bool) -> None:
-        assert self.vsphere is not None and run.snapshot is not None and run.base is not None
-        below = run.base.disk(task.disk.key)
-        intent = reading.intend(task.disk.capacity, task.change_id, below, wanted=wanted, off=run.tracking_off)
-        ranges, refusal = None, None
-        if intent.since is not None:
-            try:
-                ranges = await self.vsphere.changed_areas(run.snapshot, task.disk.key, intent.since, task.disk.capacity)
-            except VadplabError as exc:
-                refusal = exc
-        task.reading = reading.settled(intent, ranges, refusal)
-
-    async def begin_point(self, run: VmRun, transport: Transport) -> None:
-        """Begins the restore point on the repository, with space kept free; a chain that cannot be used makes it a full."""
-        assert run.base is not None
-        point = results.new_point_id()
-        try:
-            run.folder = await self._begin(run, transport, point)
-        except VadplabError as exc:
-            if run.base.parent is None or exc.to_dict()["code"] not in CHAIN_UNUSABLE:
-                raise
-            assert run.info is not None
-            run.newest = {**(run.newest or {}), "problem": exc.message}
-            await self.choose_what_to_read(run)
-            run.folder = await self._begin(run, transport, point)
-        run.point = point
-        why = f": {run.base.reason}" if run.base.reason else f" on {run.base.point}"
-        self.report.note(f"{run.name}: {run.base.kind} restore point {point}{why}", step="17", vm=run.name)
-
-    async def _begin(self, run: VmRun, transport: Transport, point: str) -> str:
-        assert run.base is not None
-        data = sum((t.reading.bytes or 0) if t.reading else 0 for t in run.tasks)
-        try:
-            return await transport.begin_point(
-                self.job["name"], run.name, point, parent=run.base.point, data=data, capacity=run.capacity
-            )
-        except VadplabError as exc:
-            exc.step = exc.step or "21"
-            if run.base.parent is None or exc.to_dict()["code"] not in CHAIN_UNUSABLE:
-                self.report.failed("21", task=run.name, error=exc)
-            raise
-
-    async def make_point_visible(self, run: VmRun, transport: Transport) -> None:
-        """The last part of step 21: the repository checks and syncs everything, then renames the folder.
-
-        A stop that comes meanwhile waits for the answer: a point that has become visible is one that the result names.
-        """
-        assert run.point is not None
-        name, point = str(self.job["name"]), run.point
-
-        async def commit() -> None:
-            await transport.commit_point(name, run.name, point, results.manifest(self.session, name, run))
-            run.point_visible = True
-
-        try:
-            await to_the_end(commit(), patience=COMMIT_PATIENCE)
-        except VadplabError as exc:
-            exc.step = exc.step or "21"
-            self.report.failed("21", task=run.name, error=exc)
-            raise
 
     async def _read_in_turn(self, run: VmRun, task: DiskTask, turns: set[str]) -> None:
         """One task in its slots; when its proxy is lost, once more on another one, with new Data Movers."""
@@ -493,12 +366,12 @@ class BackupSequence(Run):
                 return await self._read(run, task)
             except VadplabError as exc:
                 other = None
-                if proxy_is_lost(task, exc):
+                if task.proxy_is_lost(exc):
                     other = await self.another_proxy(task, exc, step=exc.step or "17")
                 if other is None:
                     raise
             await self.end_movers([task])
-            await self.detach_left(run, task)
+            await attached.detach_left(self, run, task)
             self.give_slots(task)
             held, task.proxy = False, other
             await self.take_slots(task)
@@ -551,7 +424,7 @@ class BackupSequence(Run):
         """
         assert task.source is not None and run.info is not None and run.snapshot is not None
         vcenter = self.inputs["vcenter"]
-        await self._remember_attached(run, task)
+        await attached.remember(self, run, task)
         opened = await task.source.call(
             "source.open",
             step="18",
@@ -615,47 +488,12 @@ class BackupSequence(Run):
         task.moved = await unless_closed(
             work, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
         )
-        await self._remember_attached(run, task, ended=True)
+        await attached.forget(self, run, task)
         task.stored = await task.target.call(
             "target.commit", step="21", deadline=None, idle=STORE_DEADLINE, root=task.moved.get("root")
         )
 
-    # HotAdd: what may stay attached to a proxy's VM
-
-    def proxy_vms(self) -> dict[str, str]:
-        """BIOS UUID (lower case) → name of the proxies that are VMs, as their Transport Services say."""
-        found = {name: str(t.facts.get("vm_uuid") or "").lower() for name, t in self.opened_transports().items()}
-        return {uuid: name for name, uuid in found.items() if uuid}
-
-    async def _remember_attached(self, run: VmRun, task: DiskTask, *, ended: bool = False) -> None:
-        """Stores with the Backup Service which disk a mover may have attached, before it does."""
-        if HOTADD not in task.modes:
-            return
-        uuid = next((uuid for uuid, name in self.proxy_vms().items() if name == task.proxy), None)
-        mine = [uuid, task.disk.path]
-        kept = [one for one in self.pending.get(run.name, {}).get("attached") or [] if one != mine]
-        if uuid is not None:
-            await self.remember(run, attached=kept if ended else [*kept, mine])
-
-    async def detach_left(self, run: VmRun, task: DiskTask | None = None) -> None:
-        """Detaches what Data Movers of this VM (of one task) did not detach themselves: they died. Never raises.
-
-        A living mover detaches while it ends, and this finds nothing.
-        """
-        left = self.pending.get(run.name, {}).get("attached") or []
-        mine = [one for one in left if task is None or one[1] == task.disk.path]
-        if not mine or self.vsphere is None:
-            return
-        try:
-            for uuid in dict.fromkeys(uuid for uuid, _ in mine):
-                found = await self.vsphere.detach(uuid, [path for one, path in mine if one == uuid])
-                for path in found:
-                    self.report.note(f"{path} was left attached to a proxy: detached", step="22", vm=run.name)
-            await self.remember(run, attached=[one for one in left if one not in mine])
-        except Exception as exc:
-            self.warn(run, as_error(exc))
-
-    # 6  commit
+    # Commit (6)
 
     async def step_22_commit_snapshot(self, run: VmRun) -> None:
         """Tried after every failure of 15 to 21. When it fails the backup stays, and the snapshot is reported as orphaned."""
@@ -685,30 +523,3 @@ class BackupSequence(Run):
             self.warn(run, orphaned)
         else:
             await self.remember(run, snapshot=False)
-
-    async def retain(self) -> None:
-        """After the sequence: retention on the repository for VMs with a new restore point; a failure is a warning."""
-        settings = self.job.get("retention") or {}
-        policy = {name: settings[k] for k, name in (("points", "count"), ("days", "days")) if settings.get(k)}
-        for run in self.runs:
-            if not policy or not run.point_visible:
-                continue
-            try:
-                transport = await self.transport(run.tasks[0].repository, "5a")
-                done = await transport.retain(self.job["name"], run.name, policy)
-            except Exception as exc:
-                error = as_error(exc)
-                self.warn(run, RetentionFailed(f"{run.name}: {error.message}", host=run.tasks[0].repository))
-            else:
-                if done["removals"]:
-                    text = f"{run.name}: retention removed {len(done['removals'])} restore points"
-                    self.report.note(text, step="22", vm=run.name, **done)
-
-
-def proxy_is_lost(task: DiskTask, error: VadplabError) -> bool:
-    """Whether a task failed because the proxy's Data Mover is gone or does not answer, not because of what it reported."""
-    if task.source is None:
-        return False
-    if task.source.closed.is_set():
-        return True
-    return isinstance(error, CallTimedOut) and error.target == task.proxy

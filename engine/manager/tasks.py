@@ -8,17 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import VadplabError
+from engine.manager.errors import VmMissing
 from engine.manager.peers import Mover
 from engine.manager.reading import Base, Reading
+from engine.rpc.client import CallTimedOut
 from engine.vsphere import Disk, Snapshot, VmInfo
-
-
-class VmMissing(VadplabError):
-    """A VM of the job is not in the inventory."""
-
-    code = "job.vm-missing"
-    symptom = "not found"
-    advice = "Correct the VM's name in the job, or run `infra rescan` when it is new."
 
 
 @dataclass(slots=True)
@@ -50,6 +44,12 @@ class DiskTask:
     def id(self) -> str:
         """The task's id, in events and arguments of processes."""
         return f"{self.vm}:{self.disk.key}"
+
+    def proxy_is_lost(self, error: VadplabError) -> bool:
+        """Whether it failed because the proxy's Data Mover is gone or does not answer, not because of what that reported."""
+        if self.source is None:
+            return False
+        return self.source.closed.is_set() or (isinstance(error, CallTimedOut) and error.target == self.proxy)
 
     @property
     def movers(self) -> list[Mover]:

@@ -16,9 +16,6 @@ from fakes.vcenter import soap
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
 from fakes.vcenter.http import Reply
 
-MANAGERS = frozenset(
-    ("GuestAuthManager", "GuestFileManager", "GuestProcessManager", "GuestAliasManager", "GuestWindowsRegistryManager")
-)
 AUTH_MANAGER = "guestOperationsAuthManager"
 
 

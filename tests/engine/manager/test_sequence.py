@@ -15,7 +15,7 @@ import pytest
 from engine.errors import ConnectRefused, VadplabError
 from engine.events import EventLog
 from engine.guest.errors import ScriptFailed
-from engine.manager import sequence as sequence_module
+from engine.manager import restore_point
 from engine.manager.sequence import BackupSequence
 from engine.steps import ORDER, STEPS
 from engine.store.manifest import Manifest
@@ -190,7 +190,7 @@ def test_a_stop_waits_for_the_answer_whether_a_point_is_visible() -> None:
 
 @pytest.mark.parametrize(("method", "subject", "step"), AFTER_SNAPSHOT)
 def test_stop_thaws_and_commits(method: str, subject: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence_module, "COMMIT_PATIENCE", 0.2)
+    monkeypatch.setattr(restore_point, "COMMIT_PATIENCE", 0.2)
     world = World()
     world.hang.add((method, subject))
 
