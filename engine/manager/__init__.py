@@ -5,11 +5,10 @@ sequence       steps 2 to 22, in order                  peers     what the manag
 run            connections, slots, movers               links     those interfaces over real connections
 tasks          the books: one task per VM disk          guest     freeze and thaw of one VM's guest
 restore_point  its beginning, end and retention         reading   how each disk is read: the decisions
-attached       disks that HotAdd may have attached      tracking  changed block tracking of vSphere
-mover_steps    steps 18 to 21 as the movers tell them   results   manifest and result document
-waiting        for several things at once               errors    what a run itself can fail with
+attached       disks that HotAdd may have attached      results   manifest and result document
+mover_steps    steps 18 to 21 as the movers tell them   errors    what a run itself can fail with
 
-Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`.
+Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`, `engine.waiting`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from engine.guest.channel import GuestChannel, Scripts
-from engine.manager.tracking import Extent, Tracking
 from engine.vsphere import Snapshot, VmInfo
+from engine.vsphere.tracking import Extent, Tracking
 
 Progress = Callable[[dict[str, Any]], None]
 

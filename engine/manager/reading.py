@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import VadplabError
-from engine.manager.tracking import ALLOCATED, Extent
+from engine.vsphere.tracking import ALLOCATED, Extent
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from engine.manager.errors import RetentionFailed, as_error
 from engine.manager.peers import Transport
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
-from engine.manager.waiting import quietly, to_the_end
 from engine.store.points import new_point_id
+from engine.waiting import quietly, to_the_end
 
 CHAIN_UNUSABLE = ("store.parent", "store.locked")
 """Why the repository refuses an incremental: then a full is made."""

@@ -15,8 +15,8 @@ from engine.manager.errors import NoSpace, ProxyLost, as_error
 from engine.manager.guest import GuestRun
 from engine.manager.peers import Mover, Peers, Transport, VSphere
 from engine.manager.tasks import DiskTask, VmRun
-from engine.manager.waiting import quietly
 from engine.report import Reporter
+from engine.waiting import quietly
 
 REASSIGN_DEADLINE = 120.0
 

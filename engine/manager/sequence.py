@@ -32,9 +32,9 @@ from engine.manager.mover_steps import MoverSteps
 from engine.manager.restore_point import RestorePoint, retain
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
-from engine.manager.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 from engine.report import JobStopped, what_is_left
 from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
+from engine.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 
 STORE_DEADLINE = 600.0
 OPEN_DEADLINE = 900.0

@@ -24,7 +24,6 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import MissingError, VadplabError
 from engine.manager.mover_steps import MoverSteps
-from engine.manager.waiting import every, quietly, to_the_end
 from engine.processes import READY_DEADLINE, in_thread
 from engine.report import Reporter
 from engine.restore import machine, points
@@ -34,6 +33,7 @@ from engine.rpc.client import Client
 from engine.scheduler.modes import usable
 from engine.service.servers import connect
 from engine.vsphere import VSphere
+from engine.waiting import every, quietly, to_the_end
 
 SCHEMA = "vadplab.restore-result/1"
 OPEN_DEADLINE = 900.0

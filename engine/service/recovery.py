@@ -20,11 +20,11 @@ from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.guest.channel import Scripts
 from engine.guest.ssh import Account, SshChannel
-from engine.manager.links import VSphereLink
 from engine.model.infrastructure import Job
 from engine.processes import in_thread
 from engine.report import Reporter
 from engine.vsphere import VSphere
+from engine.vsphere.link import VSphereLink
 
 LOGIN_DEADLINE = 60.0
 COMMIT_TIMEOUT = 300.0

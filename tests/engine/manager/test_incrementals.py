@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from engine.errors import ConnectRefused, VadplabError
-from engine.manager.tracking import Tracking
 from engine.modes.errors import HotAddRefused, SanNotVisible
 from engine.store.errors import ChainLocked, ParentUnusable, StoreFull
 from engine.store.manifest import Manifest
 from engine.vsphere import VSphereFault
+from engine.vsphere.tracking import Tracking
 from tests.engine.manager.test_sequence import left_clean, run
 from tests.engine.manager.world import PROXY_VM, World, timed_out
 

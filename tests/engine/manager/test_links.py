@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 
 from engine.errors import VadplabError
-from engine.manager.links import ServiceLink, VSphereLink
+from engine.manager.links import ServiceLink
 from engine.rpc.client import Client
 from engine.rpc.server import Call, Server
 from engine.vsphere import Snapshot, VSphere
+from engine.vsphere.link import VSphereLink
 from tests.engine.machines import Machines
 from tests.engine.manager.world import vm_info
 

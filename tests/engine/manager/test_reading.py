@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.manager import reading
 from engine.manager.reading import Intent
-from engine.manager.tracking import CLUSTER, rounded
 from engine.vsphere import VSphereFault
+from engine.vsphere.tracking import CLUSTER, rounded
 
 PERIOD = "52 de c0 d9 b9 43 9d 10-61 d5 4c 1b e9 7b 65 63"
 OTHER = "52 aa c0 d9 b9 43 9d 10-61 d5 4c 1b e9 7b 65 63"

@@ -8,12 +8,12 @@ from typing import Any
 
 from engine.errors import ConnectTimedOut, VadplabError
 from engine.guest.channel import ScriptResult, Scripts
-from engine.manager.tracking import Extent, Tracking
 from engine.model.infrastructure import Job
 from engine.rpc.frames import WireClosed
 from engine.scheduler import NoResource, Resource, Task, plan, replace
 from engine.scheduler.modes import HOTADD, NETWORK, SAN
 from engine.vsphere import Disk, GuestInfo, Snapshot, VmInfo, VSphereFault
+from engine.vsphere.tracking import Extent, Tracking
 
 PROXY_VM = "423f0000-0000-0000-0000-00000000000a"
 ROOT = "ab" * 32

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""A vCenter session for asyncio: each call in a thread, under a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+
+from engine import leftovers
+from engine.processes import in_thread
+from engine.vsphere import tracking
+from engine.vsphere.objects import Snapshot, VmInfo
+from engine.vsphere.operations import VSphere
+from engine.vsphere.tracking import Extent, Tracking
+
+DEADLINE = 120.0
+QUERY_DEADLINE = 600.0
+MARGIN = 30.0
+
+
+class VSphereLink:
+    """A vCenter session, called in threads."""
+
+    def __init__(self, session: VSphere) -> None:
+        self._session = session
+        self._creating: list[asyncio.Future[Snapshot]] = []
+
+    async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
+        return await in_thread(lambda: self._session.vms(step=step, names=names), deadline=DEADLINE, what="inventory")
+
+    async def ensure_tracking(self, vm: VmInfo) -> Tracking:
+        return await in_thread(
+            lambda: tracking.ensure(self._session, vm.moref, step="8"),
+            deadline=DEADLINE,
+            what="change tracking",
+        )
+
+    async def change_ids(self, snapshot: Snapshot) -> dict[int, str]:
+        return await in_thread(
+            lambda: tracking.change_ids(self._session, snapshot.moref, step="15"),
+            deadline=DEADLINE,
+            what="change IDs",
+        )
+
+    async def changed_areas(self, snapshot: Snapshot, key: int, since: str, capacity: int) -> list[Extent]:
+        return await in_thread(
+            lambda: tracking.changed_areas(self._session, snapshot.vm, snapshot.moref, key, since, capacity, step="15"),
+            deadline=QUERY_DEADLINE,
+            what="changed areas",
+        )
+
+    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+        return await in_thread(
+            lambda: leftovers.detach(self._session, proxy_uuid, paths, step="22"),
+            deadline=DEADLINE,
+            what="detach",
+        )
+
+    async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
+        creating = asyncio.ensure_future(
+            in_thread(
+                lambda: self._session.create_snapshot(vm.moref, name, description, step="15", timeout=timeout),
+                deadline=timeout + MARGIN,
+                what="snapshot",
+            )
+        )
+        self._creating.append(creating)
+        return await asyncio.shield(creating)
+
+    async def settle(self) -> None:
+        if self._creating:
+            await asyncio.wait(self._creating)
+        for one in self._creating:
+            if not one.cancelled():
+                one.exception()
+
+    async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
+        def commit() -> int:
+            found = self._session.own_snapshots(mark, step="22", vm_name=vm)
+            for snapshot in found:
+                self._session.remove_snapshot(snapshot.moref, step="22", timeout=timeout)
+            return len(found)
+
+        return await in_thread(commit, deadline=timeout + DEADLINE, what="snapshot commit")
+
+    async def logout(self) -> None:
+        await in_thread(self._session.logout, deadline=MARGIN, what="logout")
