@@ -27,7 +27,7 @@ class GuestRun:
 
     def __init__(
         self,
-        run: VmRun,
+        vm: VmRun,
         info: VmInfo,
         settings: dict[str, Any],
         account: dict[str, Any] | None,
@@ -36,7 +36,7 @@ class GuestRun:
         self.needs_thaw = False
         self.thaws_itself_at: float | None = None
         self.channel: GuestChannel | None = None
-        self._run = run
+        self._vm = vm
         self._info = info
         self._enabled = bool(settings.get("enabled")) and scripts is not None
         self._account = account
@@ -49,7 +49,7 @@ class GuestRun:
 
     def address(self) -> str:
         """Step 12. Raises GuestNotSupported, GuestAddressUnknown, GuestCredentialsMissing."""
-        guest, name = self._info.guest, self._run.name
+        guest, name = self._info.guest, self._vm.name
         if guest.family == "windowsGuest":
             raise GuestNotSupported(
                 f"{name}: Windows guests are not processed over the network", step="10", target=name
@@ -63,10 +63,10 @@ class GuestRun:
     async def connect(self, peers: Peers, address: str) -> None:
         """Step 13, first half: connect and upload both scripts."""
         assert self._account is not None and self._scripts is not None
-        self.channel = peers.guest(self._run.name, address, self._account, self._scripts)
+        self.channel = peers.guest(self._vm.name, address, self._account, self._scripts)
         await self.channel.prepare()
         if self._account.get("host_key") is None and self.channel.host_key is not None:
-            await peers.service.learned({"vm": self._run.name, "host_key": self.channel.host_key})
+            await peers.service.learned({"vm": self._vm.name, "host_key": self.channel.host_key})
 
     async def freeze(self) -> None:
         """Step 13, second half: the pre-freeze script."""
@@ -74,8 +74,8 @@ class GuestRun:
         self.needs_thaw = True
         self.thaws_itself_at = asyncio.get_running_loop().time() + self._scripts.thaw_after + MARGIN
         result = await self.channel.freeze()
-        self._run.scripts = "ran"
-        self._run.consistency = "crash" if result.froze_nothing else "file-system"
+        self._vm.scripts = "ran"
+        self._vm.consistency = "crash" if result.froze_nothing else "file-system"
 
     async def thaw(self) -> None:
         """Step 16."""
@@ -96,7 +96,7 @@ class GuestRun:
 
     def warn(self, error: VadplabError, reporter: Reporter) -> None:
         """The scripts did not run as they should: the point is crash-consistent."""
-        self._run.scripts = "did not run"
-        self._run.consistency = "crash"
-        self._run.warnings.append(error)
-        reporter.warning(error, vm=self._run.name)
+        self._vm.scripts = "did not run"
+        self._vm.consistency = "crash"
+        self._vm.warnings.append(error)
+        reporter.warning(error, vm=self._vm.name)

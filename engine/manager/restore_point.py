@@ -129,7 +129,7 @@ async def retain(run: Run) -> None:
     """After the sequence: retention on the repository for VMs with a new restore point; a failure is a warning."""
     settings = run.job.get("retention") or {}
     policy = {name: settings[k] for k, name in (("points", "count"), ("days", "days")) if settings.get(k)}
-    for vm in run.runs:
+    for vm in run.vms:
         if not policy or not vm.point_visible:
             continue
         try:

@@ -35,7 +35,7 @@ class Run:
         self.job: dict[str, Any] = {}
         self.servers: dict[str, dict[str, Any]] = {}
         self.scripts: Scripts | None = None
-        self.runs: list[VmRun] = []
+        self.vms: list[VmRun] = []
         self.slots: dict[str, asyncio.Semaphore] = {}
         self.vsphere: VSphere | None = None
         self.ports: dict[tuple[str, str], tuple[int, str]] = {}
@@ -48,7 +48,7 @@ class Run:
     @property
     def all_tasks(self) -> list[DiskTask]:
         """Tasks of every VM that has not failed."""
-        return [t for r in self.runs if not r.failed for t in r.tasks]
+        return [t for r in self.vms if not r.failed for t in r.tasks]
 
     async def for_tasks(
         self, step: str | None, started: list[DiskTask], action: Callable[[DiskTask], Awaitable[None]]
@@ -57,7 +57,7 @@ class Run:
 
         An error fails the task's VM and ends its movers; when no VM is left the first VM's error is raised.
         """
-        by_name = {r.name: r for r in self.runs}
+        by_name = {r.name: r for r in self.vms}
         errors: list[VadplabError] = []
 
         async def one(task: DiskTask) -> None:
@@ -82,15 +82,15 @@ class Run:
                 with self.report.step(step):
                     await all_of_them()
         except VadplabError:
-            for run in self.runs:
-                if run.failed:
-                    await self.end_movers(run.tasks)
+            for vm in self.vms:
+                if vm.failed:
+                    await self.end_movers(vm.tasks)
             self.raise_if_nothing_is_left()
 
     def raise_if_nothing_is_left(self) -> None:
         """Raises the first VM's error when every VM has failed."""
-        if self.runs and all(r.failed for r in self.runs):
-            raise next(r.error for r in self.runs if r.error is not None)
+        if self.vms and all(r.failed for r in self.vms):
+            raise next(r.error for r in self.vms if r.error is not None)
 
     async def transport(self, server: str, step: str) -> Transport:
         """The one connection to a server's Transport Service; a failed attempt fails everyone who waits for it."""
@@ -116,7 +116,7 @@ class Run:
 
     async def leave(self) -> None:
         """Ends every connection and gives the slots back; never raises."""
-        await self.end_movers([t for r in self.runs for t in r.tasks])
+        await self.end_movers([t for r in self.vms for t in r.tasks])
         for server, opening in self._transports.items():
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
@@ -138,15 +138,15 @@ class Run:
 
     def same_resources(self, task: DiskTask) -> None:
         """A disk that appeared at step 8 shares the proxy, the repository and the slots that the job already holds."""
-        assigned = [t for r in self.runs for t in r.tasks if t.proxy]
+        assigned = [t for r in self.vms for t in r.tasks if t.proxy]
         beside = next((t for t in assigned if t.vm == task.vm), assigned[0])
         task.proxy, task.repository = beside.proxy, beside.repository
 
-    def guest(self, run: VmRun) -> GuestRun:
+    def guest(self, vm: VmRun) -> GuestRun:
         """The guest of a VM, not connected yet."""
-        assert run.info is not None
-        account = self.inputs["guests"].get(run.name)
-        return GuestRun(run, run.info, self.job["guest"], account, self.scripts)
+        assert vm.info is not None
+        account = self.inputs["guests"].get(vm.name)
+        return GuestRun(vm, vm.info, self.job["guest"], account, self.scripts)
 
     async def take_slots(self, task: DiskTask) -> None:
         """Waits for the task's turn on its proxy, then on its repository."""
@@ -162,12 +162,12 @@ class Run:
         self.slots[task.repository].release()
         self.slots[task.proxy].release()
 
-    async def remember(self, run: VmRun, **pending: Any) -> None:
+    async def remember(self, vm: VmRun, **pending: Any) -> None:
         """Stores with the Backup Service what must be put right for this VM should this process die; false values: nothing."""
-        entry = {k: v for k, v in (self.pending.get(run.name, {}) | pending).items() if v}
-        self.pending.pop(run.name, None)
+        entry = {k: v for k, v in (self.pending.get(vm.name, {}) | pending).items() if v}
+        self.pending.pop(vm.name, None)
         if entry:
-            self.pending[run.name] = entry
+            self.pending[vm.name] = entry
         await self.peers.service.pending(dict(self.pending))
 
     def proxy_vms(self) -> dict[str, str]:
@@ -175,9 +175,9 @@ class Run:
         found = {name: str(t.facts.get("vm_uuid") or "").lower() for name, t in self.opened_transports().items()}
         return {uuid: name for name, uuid in found.items() if uuid}
 
-    def run_of(self, task: DiskTask) -> VmRun:
+    def vm_of(self, task: DiskTask) -> VmRun:
         """The VM that a task belongs to."""
-        return next(r for r in self.runs if r.name == task.vm)
+        return next(r for r in self.vms if r.name == task.vm)
 
     @property
     def failover(self) -> bool:
@@ -186,15 +186,15 @@ class Run:
 
     async def look_at_chain(self, task: DiskTask, transport: Transport) -> None:
         """Once a VM: asks the repository what a new point could stand on, and whether there is room. Raises NoSpace."""
-        run = self.run_of(task)
-        async with self._chains.setdefault(run.name, asyncio.Lock()):
-            if run.newest is None:
-                run.newest = await transport.newest_point(self.job["name"], run.name, run.capacity)
-        full = bool(self.job.get("full")) or run.newest["point"] is None
-        need, free = int(run.newest["need" if full else "need_incremental"]), int(run.newest["free"])
+        vm = self.vm_of(task)
+        async with self._chains.setdefault(vm.name, asyncio.Lock()):
+            if vm.newest is None:
+                vm.newest = await transport.newest_point(self.job["name"], vm.name, vm.capacity)
+        full = bool(self.job.get("full")) or vm.newest["point"] is None
+        need, free = int(vm.newest["need" if full else "need_incremental"]), int(vm.newest["free"])
         if need > free:
             raise NoSpace(
-                f"{run.name}: {task.repository} has {free >> 20} MiB free, a new restore point needs about {need >> 20} MiB",
+                f"{vm.name}: {task.repository} has {free >> 20} MiB free, a new restore point needs about {need >> 20} MiB",
                 step="5a",
                 host=task.repository,
             )
@@ -215,13 +215,13 @@ class Run:
         for name, count in found["slots"].items():
             self.slots.setdefault(name, asyncio.Semaphore(count))
         text = f"{task.id}: {task.proxy} was lost ({error.message}); {new} reads it instead"
-        self.warn(self.run_of(task), ProxyLost(text, step=step, host=task.proxy))
+        self.warn(self.vm_of(task), ProxyLost(text, step=step, host=task.proxy))
         return new
 
-    def warn(self, run: VmRun, error: VadplabError) -> None:
+    def warn(self, vm: VmRun, error: VadplabError) -> None:
         """Something that does not fail the VM."""
-        run.warnings.append(error)
-        self.report.warning(error, vm=run.name)
+        vm.warnings.append(error)
+        self.report.warning(error, vm=vm.name)
 
     async def _open_transport(self, server: str, step: str) -> Transport:
         return await self.peers.transport(self.servers[server], step=step)

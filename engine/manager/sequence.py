@@ -6,7 +6,9 @@
       start_tasks                 5a 5b 6  7  for all tasks (again for a disk that appears at step 8, or whose proxy is lost)
                                   8           once a job
       back_up                     9 to 16     per VM, one after the other, guests first
-        read_disks                17 to 21    per task, at the same time, as far as slots allow
+        read_disks                            per VM: vCenter is asked what changed, the restore point begins, hidden
+          _read                   17 to 21    per task, at the same time, as far as slots allow
+                                              per VM: the restore point becomes visible
                                   22          per VM, whatever happened to it after 15 was asked for
     retain                                    per VM with a new restore point
 
@@ -64,10 +66,10 @@ class BackupSequence(Run):
             error = as_error(exc)
         with contextlib.suppress(asyncio.CancelledError):  # stopped when all is done: there is only this left to do
             await to_the_end(self.leave())
-        for one in (error, *(r.error for r in self.runs)):
+        for one in (error, *(r.error for r in self.vms)):
             if isinstance(one, JobStopped):
                 one.next = f"{JobStopped.advice} {what_is_left(self.pending)}"
-        return results.document(self.session, str(self.job.get("name", "")), self.runs, self.report.started, error)
+        return results.document(self.session, str(self.job.get("name", "")), self.vms, self.report.started, error)
 
     # Initialisation (section 1 of the sequence)
 
@@ -88,8 +90,8 @@ class BackupSequence(Run):
                     timeout=guest["timeout"],
                     thaw_after=guest["thaw_after"],
                 )
-            self.runs = tasks.tasks_from(self.inputs)
-            result["vms"] = [r.name for r in self.runs]
+            self.vms = tasks.tasks_from(self.inputs)
+            result["vms"] = [r.name for r in self.vms]
             result["tasks"] = [t.id for t in self.all_tasks]
             self.raise_if_nothing_is_left()
 
@@ -173,58 +175,58 @@ class BackupSequence(Run):
         added: list[DiskTask] = []
         with self.report.step("8"):
             self.vsphere = await self.peers.vsphere(self.inputs["vcenter"], step="8")
-            alive = [r for r in self.runs if not r.failed]
+            alive = [r for r in self.vms if not r.failed]
             infos = {vm.name: vm for vm in await self.vsphere.vms([r.name for r in alive], step="8")}
-            for run in alive:
-                run.info = infos.get(run.name)
-                if run.info is None:
-                    run.fail(VmMissing(f"VM {run.name} is not in {self.inputs['vcenter']['name']}", step="8"))
+            for vm in alive:
+                vm.info = infos.get(vm.name)
+                if vm.info is None:
+                    vm.fail(VmMissing(f"VM {vm.name} is not in {self.inputs['vcenter']['name']}", step="8"))
                     continue
-                new, gone = tasks.compare(run, run.info)
+                new, gone = tasks.compare(vm, vm.info)
                 for task in new:
                     self.same_resources(task)
-                    self.warn(run, DiskAppeared(f"{run.name}: {task.disk.label} is new", step="8"))
+                    self.warn(vm, DiskAppeared(f"{vm.name}: {task.disk.label} is new", step="8"))
                 for task in gone:
-                    self.warn(run, DiskGone(f"{run.name}: {task.disk.label} is gone", step="8"))
+                    self.warn(vm, DiskGone(f"{vm.name}: {task.disk.label} is gone", step="8"))
                     await self.end_movers([task])
-                if not run.tasks:
-                    run.fail(VmMissing(f"VM {run.name} has no disks", step="8"))
+                if not vm.tasks:
+                    vm.fail(VmMissing(f"VM {vm.name} has no disks", step="8"))
                 added += new
             self.raise_if_nothing_is_left()
             if self.job.get("cbt", True):
-                for run in [r for r in alive if not r.failed]:
-                    await self.switch_tracking_on(run)
+                for vm in [r for r in alive if not r.failed]:
+                    await self.switch_tracking_on(vm)
         return added
 
-    async def switch_tracking_on(self, run: VmRun) -> None:
+    async def switch_tracking_on(self, vm: VmRun) -> None:
         """Part of step 8: changed block tracking, from this run's snapshot on. Without it disks are compared or read whole."""
-        assert self.vsphere is not None and run.info is not None
-        if run.info.uuid and run.info.uuid.lower() in self.proxy_vms():
-            run.tracking_off = "the VM is a HotAdd proxy"
+        assert self.vsphere is not None and vm.info is not None
+        if vm.info.uuid and vm.info.uuid.lower() in self.proxy_vms():
+            vm.tracking_off = "the VM is a HotAdd proxy"
             return
         try:
-            found = await self.vsphere.ensure_tracking(run.info)
+            found = await self.vsphere.ensure_tracking(vm.info)
         except VadplabError as exc:
-            run.tracking_off = f"change tracking could not be switched on: {exc.message}"
+            vm.tracking_off = f"change tracking could not be switched on: {exc.message}"
         else:
-            run.tracking_off = "" if found.on else found.reason
+            vm.tracking_off = "" if found.on else found.reason
             if found.switched:
-                self.report.note(f"{run.name}: change tracking is switched on", step="8", vm=run.name)
-        if run.tracking_off:
-            self.report.note(f"{run.name}: {run.tracking_off}", step="8", vm=run.name)
+                self.report.note(f"{vm.name}: change tracking is switched on", step="8", vm=vm.name)
+        if vm.tracking_off:
+            self.report.note(f"{vm.name}: {vm.tracking_off}", step="8", vm=vm.name)
 
     async def back_up_all(self) -> None:
         """Every VM: its guest and snapshot one after the other (guests first), its disks beside those of earlier VMs."""
-        guests = {r.name: self.guest(r) for r in self.runs if r.info is not None and not r.failed}
-        order = [r for r in self.runs if r.name in guests and not r.failed]
+        guests = {r.name: self.guest(r) for r in self.vms if r.info is not None and not r.failed}
+        order = [r for r in self.vms if r.name in guests and not r.failed]
         order.sort(key=lambda r: not guests[r.name].wanted)
         running: list[asyncio.Task[None]] = []
         try:
-            for run in order:
-                held = run.tasks[0]
+            for vm in order:
+                held = vm.tasks[0]
                 await self.take_slots(held)
                 released = asyncio.Event()
-                running.append(asyncio.create_task(self.back_up(run, guests[run.name], held, released)))
+                running.append(asyncio.create_task(self.back_up(vm, guests[vm.name], held, released)))
                 await either(released, running[-1])
             await until_one_raises(running)
         finally:
@@ -232,129 +234,129 @@ class BackupSequence(Run):
                 one.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def back_up(self, run: VmRun, guest: GuestRun, held: DiskTask, released: asyncio.Event) -> None:
+    async def back_up(self, vm: VmRun, guest: GuestRun, held: DiskTask, released: asyncio.Event) -> None:
         """Steps 9 to 22 of one VM. `released` is set when the next VM may begin; `held` is the task that has slots already."""
         turns = {held.id}
         try:
             try:
-                self.step_9_windows_guest_address(run)
-                self.step_10_connect_to_windows_guest(run)
-                self.step_11_windows_guest_over_vix(run)
-                address = await self.step_12_guest_address(run, guest)
+                self.step_9_windows_guest_address(vm)
+                self.step_10_connect_to_windows_guest(vm)
+                self.step_11_windows_guest_over_vix(vm)
+                address = await self.step_12_guest_address(vm, guest)
                 if address is not None:
-                    await self.step_13_scripts_over_ssh(run, guest, address)
-                self.step_14_tools_quiescence(run)
-                await self.step_15_request_snapshot(run)
+                    await self.step_13_scripts_over_ssh(vm, guest, address)
+                self.step_14_tools_quiescence(vm)
+                await self.step_15_request_snapshot(vm)
             finally:
-                await to_the_end(self.step_16_release_guest(run, guest))
+                await to_the_end(self.step_16_release_guest(vm, guest))
             released.set()
             await guest.thawed()
-            await self.read_disks(run, turns)  # 17 to 21, and the restore point becomes visible
+            await self.read_disks(vm, turns)  # 17 to 21, and the restore point becomes visible
         except Exception as exc:
-            run.fail(as_error(exc))
+            vm.fail(as_error(exc))
         except asyncio.CancelledError:
-            run.fail(JobStopped(f"{run.name}: the job was stopped"))
+            vm.fail(JobStopped(f"{vm.name}: the job was stopped"))
             raise
         finally:
             if turns:
                 self.give_slots(held)
-            await to_the_end(self.leave_vm(run))
+            await to_the_end(self.leave_vm(vm))
             released.set()
 
-    async def leave_vm(self, run: VmRun) -> None:
+    async def leave_vm(self, vm: VmRun) -> None:
         """Whatever became of the VM: its movers end, disks are detached from proxies, its snapshot is committed."""
-        await self.end_movers(run.tasks)
-        await attached.detach_left(self, run)
-        await self.step_22_commit_snapshot(run)
+        await self.end_movers(vm.tasks)
+        await attached.detach_left(self, vm)
+        await self.step_22_commit_snapshot(vm)
 
     # Guest processing (2): Windows guests (9 to 11) and Tools quiescence (14) are for a later version
 
-    def step_9_windows_guest_address(self, run: VmRun) -> None:
-        self.report.skipped("9", "no Windows guest is processed in this job", task=run.name)
+    def step_9_windows_guest_address(self, vm: VmRun) -> None:
+        self.report.skipped("9", "no Windows guest is processed in this job", task=vm.name)
 
-    def step_10_connect_to_windows_guest(self, run: VmRun) -> None:
-        self.report.skipped("10", "no Windows guest is processed in this job", task=run.name)
+    def step_10_connect_to_windows_guest(self, vm: VmRun) -> None:
+        self.report.skipped("10", "no Windows guest is processed in this job", task=vm.name)
 
-    def step_11_windows_guest_over_vix(self, run: VmRun) -> None:
+    def step_11_windows_guest_over_vix(self, vm: VmRun) -> None:
         """Never for a Linux guest: no failover from SSH to guest operations."""
-        self.report.skipped("11", "no Windows guest is processed in this job", task=run.name)
+        self.report.skipped("11", "no Windows guest is processed in this job", task=vm.name)
 
-    async def step_12_guest_address(self, run: VmRun, guest: GuestRun) -> str | None:
+    async def step_12_guest_address(self, vm: VmRun, guest: GuestRun) -> str | None:
         if not guest.wanted:
             why = "guest processing is off" if self.scripts is None else "the VM is powered off"
             for step in ("12", "13"):
-                self.report.skipped(step, why, task=run.name)
+                self.report.skipped(step, why, task=vm.name)
             return None
         try:
-            with self.report.step("12", task=run.name):
+            with self.report.step("12", task=vm.name):
                 return guest.address()
         except VadplabError as exc:
             guest.warn(exc, self.report)
-            self.report.skipped("13", "the guest cannot be reached: the scripts did not run", task=run.name)
+            self.report.skipped("13", "the guest cannot be reached: the scripts did not run", task=vm.name)
             return None
 
-    async def step_13_scripts_over_ssh(self, run: VmRun, guest: GuestRun, address: str) -> None:
+    async def step_13_scripts_over_ssh(self, vm: VmRun, guest: GuestRun, address: str) -> None:
         """Both scripts are uploaded before the freeze; a closed path or a failing script is a warning."""
         try:
-            with self.report.step("13", task=run.name):
+            with self.report.step("13", task=vm.name):
                 await guest.connect(self.peers, address)
-                await self.remember(run, guest=address)
+                await self.remember(vm, guest=address)
                 await guest.freeze()
         except VadplabError as exc:
             guest.warn(exc, self.report)
-            await self.step_16_release_guest(run, guest)  # whatever the script froze before it failed
+            await self.step_16_release_guest(vm, guest)  # whatever the script froze before it failed
 
-    def step_14_tools_quiescence(self, run: VmRun) -> None:
-        self.report.skipped("14", "VMware Tools quiescence is not asked for", task=run.name)
+    def step_14_tools_quiescence(self, vm: VmRun) -> None:
+        self.report.skipped("14", "VMware Tools quiescence is not asked for", task=vm.name)
 
     # Snapshot (3)
 
-    async def step_15_request_snapshot(self, run: VmRun) -> None:
-        assert self.vsphere is not None and run.info is not None
-        with self.report.step("15", task=run.name) as result:
-            await self.remember(run, snapshot=True)
-            run.snapshot_requested = True
-            run.snapshot = await self.vsphere.create_snapshot(
-                run.info,
+    async def step_15_request_snapshot(self, vm: VmRun) -> None:
+        assert self.vsphere is not None and vm.info is not None
+        with self.report.step("15", task=vm.name) as result:
+            await self.remember(vm, snapshot=True)
+            vm.snapshot_requested = True
+            vm.snapshot = await self.vsphere.create_snapshot(
+                vm.info,
                 snapshots.NAME,
                 snapshots.description(self.job["name"], self.session),
                 timeout=self.job["snapshot_timeout"],
             )
-            result["snapshot"] = run.snapshot.moref
+            result["snapshot"] = vm.snapshot.moref
 
     # Release (4)
 
-    async def step_16_release_guest(self, run: VmRun, guest: GuestRun) -> None:
+    async def step_16_release_guest(self, vm: VmRun, guest: GuestRun) -> None:
         """At once after the snapshot, before any read; also after every failure. A guest that cannot be reached thaws itself."""
         if guest.needs_thaw:
             try:
-                with self.report.step("16", task=run.name):
+                with self.report.step("16", task=vm.name):
                     await guest.thaw()
             except VadplabError as exc:
                 guest.needs_thaw = False
                 guest.warn(exc, self.report)
             else:
-                await self.remember(run, guest=None)
-        elif guest.channel is None and run.snapshot is not None:
-            self.report.skipped("16", "no script ran before the snapshot", task=run.name)
+                await self.remember(vm, guest=None)
+        elif guest.channel is None and vm.snapshot is not None:
+            self.report.skipped("16", "no script ran before the snapshot", task=vm.name)
         await guest.close()
 
     # Transport (5)
 
-    async def read_disks(self, run: VmRun, turns: set[str]) -> None:
+    async def read_disks(self, vm: VmRun, turns: set[str]) -> None:
         """Steps 17 to 21 of every task, then the restore point becomes visible; a failed one leaves nothing behind."""
-        point = RestorePoint(self, run, await self.transport(run.tasks[0].repository, "5a"))
+        point = RestorePoint(self, vm, await self.transport(vm.tasks[0].repository, "5a"))
         try:
             await point.choose_what_to_read()
             await point.begin()
-            await every(self._read_in_turn(run, task, turns) for task in run.tasks)
+            await every(self._read_in_turn(vm, task, turns) for task in vm.tasks)
             await point.make_visible()
         except BaseException:
             await point.give_up()
             raise
-        await quietly(self.peers.service.learned({"vm": run.name, "repository": run.tasks[0].repository}))
+        await quietly(self.peers.service.learned({"vm": vm.name, "repository": vm.tasks[0].repository}))
 
-    async def _read_in_turn(self, run: VmRun, task: DiskTask, turns: set[str]) -> None:
+    async def _read_in_turn(self, vm: VmRun, task: DiskTask, turns: set[str]) -> None:
         """One task in its slots; when its proxy is lost, once more on another one, with new Data Movers."""
         if task.id in turns:
             turns.discard(task.id)
@@ -363,7 +365,7 @@ class BackupSequence(Run):
         held = True
         try:
             try:
-                return await self._read(run, task)
+                return await self._read(vm, task)
             except VadplabError as exc:
                 other = None
                 if task.proxy_is_lost(exc):
@@ -371,7 +373,7 @@ class BackupSequence(Run):
                 if other is None:
                     raise
             await self.end_movers([task])
-            await attached.detach_left(self, run, task)
+            await attached.detach_left(self, vm, task)
             self.give_slots(task)
             held, task.proxy = False, other
             await self.take_slots(task)
@@ -379,7 +381,7 @@ class BackupSequence(Run):
             await self.start_tasks([task])  # 5 to 7 once more, for this task alone
             if task.error is not None:
                 raise task.error
-            await self._read(run, task)
+            await self._read(vm, task)
         except Exception as exc:
             task.error = as_error(exc)
             raise
@@ -387,16 +389,16 @@ class BackupSequence(Run):
             if held:
                 self.give_slots(task)
 
-    async def _read(self, run: VmRun, task: DiskTask) -> None:
+    async def _read(self, vm: VmRun, task: DiskTask) -> None:
         """Steps 17 to 21 of one attempt."""
         steps = MoverSteps(self.report, task.id, task.proxy)
         at = "17"
         try:
             self.step_17_choose_transport_mode(task)
             at = "18"
-            await self.step_18_19_20_open_disk(run, task, steps)
+            await self.step_18_19_20_open_disk(vm, task, steps)
             at = "21"
-            await self.step_20_21_read_and_store(run, task, steps)
+            await self.step_20_21_read_and_store(vm, task, steps)
         except BaseException as exc:
             steps.broken(exc, at)
             raise
@@ -413,8 +415,8 @@ class BackupSequence(Run):
             if not task.modes:
                 raise ModeNotPossible(f"{task.id}: {task.proxy} cannot use mode {self.job['mode']}", host=task.proxy)
 
-    async def step_18_19_20_open_disk(self, run: VmRun, task: DiskTask, steps: MoverSteps) -> None:
-        """Performed by the Data Mover on the proxy, which tells where it is.
+    async def step_18_19_20_open_disk(self, vm: VmRun, task: DiskTask, steps: MoverSteps) -> None:
+        """Performed by the Data Mover on the proxy, which tells where it is; 20 begins here: the disk is opened.
 
         18   login and ticket: `engine.modes.opening.Opening._connect`, `engine.modes.ticket`
         19   902 and the configuration file: the same, with `engine.modes.network.NetworkSession`
@@ -422,9 +424,9 @@ class BackupSequence(Run):
         20b  HotAdd: `engine.modes.hotadd.open_source`; it first detaches what crashed runs left attached to this proxy
         20c  Network: `engine.modes.network.NetworkSession.open_disk`
         """
-        assert task.source is not None and run.info is not None and run.snapshot is not None
+        assert task.source is not None and vm.info is not None and vm.snapshot is not None
         vcenter = self.inputs["vcenter"]
-        await attached.remember(self, run, task)
+        await attached.remember(self, vm, task)
         opened = await task.source.call(
             "source.open",
             step="18",
@@ -434,37 +436,37 @@ class BackupSequence(Run):
             modes=list(task.modes),
             failover=self.failover,
             vcenter={k: vcenter[k] for k in ("name", "address", "port", "thumbprint", "username", "password")},
-            vm={"name": run.name, "moref": run.info.moref, "uuid": run.info.uuid},
-            snapshot=run.snapshot.moref,
+            vm={"name": vm.name, "moref": vm.info.moref, "uuid": vm.info.uuid},
+            snapshot=vm.snapshot.moref,
             disk={"key": task.disk.key, "path": task.disk.path, "capacity": task.disk.capacity},
-            vmx=run.info.vmx,
+            vmx=vm.info.vmx,
         )
         task.vmx, task.mode, task.failed_over = opened["vmx"], opened["mode"], list(opened.get("failed_over") or [])
         for one in task.failed_over:
             text = f"{task.id}: {one['mode']} is not possible ({one['message']}); read by {task.mode}"
-            self.warn(run, ModeFailover(text, step="17", host=task.proxy))
+            self.warn(vm, ModeFailover(text, step="17", host=task.proxy))
         for step, modes in (("20a", (SAN,)), ("20b", (HOTADD,)), ("20c", NETWORK)):
             if task.mode not in modes and not any(one["mode"] in modes for one in task.failed_over):
                 self.report.skipped(step, f"the disk is read in {task.mode} mode", task=task.id)
         if opened["capacity"] != task.disk.capacity:
             self.report.note(f"{task.id}: the host says {opened['capacity']} bytes", step="19", task=task.id)
 
-    async def step_20_21_read_and_store(self, run: VmRun, task: DiskTask, steps: MoverSteps) -> None:
-        """Performed by both Data Movers: 20a, 20b or 20c read, 21 sends on the connection of step 7.
+    async def step_20_21_read_and_store(self, vm: VmRun, task: DiskTask, steps: MoverSteps) -> None:
+        """Performed by both Data Movers: 20a, 20b or 20c goes on and reads, 21 sends on the connection of step 7.
 
         On the proxy `engine.mover.source_side` and `source_pipeline`; on the repository `engine.mover.target_pipeline`, which
         writes with `engine.store.target`.
         """
-        assert task.source is not None and task.target is not None and run.base is not None and task.reading is not None
+        assert task.source is not None and task.target is not None and vm.base is not None and task.reading is not None
         how = task.reading
         below = None
         if how.incremental:
-            assert run.base.parent is not None
-            below = {"folder": run.base.parent["folder"], "disk": task.disk.key}
+            assert vm.base.parent is not None
+            below = {"folder": vm.base.parent["folder"], "disk": task.disk.key}
         await task.target.call(
             "target.open",
             step="21",
-            folder=run.folder,
+            folder=vm.folder,
             file=f"disk-{task.disk.key}.qcow2",
             size=task.disk.capacity,
             parent=below,
@@ -488,38 +490,38 @@ class BackupSequence(Run):
         task.moved = await unless_closed(
             work, task.target, f"{task.id}: the Data Mover on {task.repository} ended", step="21"
         )
-        await attached.forget(self, run, task)
+        await attached.forget(self, vm, task)
         task.stored = await task.target.call(
             "target.commit", step="21", deadline=None, idle=STORE_DEADLINE, root=task.moved.get("root")
         )
 
     # Commit (6)
 
-    async def step_22_commit_snapshot(self, run: VmRun) -> None:
+    async def step_22_commit_snapshot(self, vm: VmRun) -> None:
         """Tried after every failure of 15 to 21. When it fails the backup stays, and the snapshot is reported as orphaned."""
-        if not run.snapshot_requested or self.vsphere is None:
+        if not vm.snapshot_requested or self.vsphere is None:
             return
         try:
-            with self.report.step("22", task=run.name) as result:
+            with self.report.step("22", task=vm.name) as result:
                 await self.vsphere.settle()
                 result["snapshots"] = await snapshots.commit(
                     self.vsphere,
-                    run.name,
+                    vm.name,
                     self.session,
                     timeout=self.job["snapshot_timeout"],
                     pauses=self.commit_pauses,
                 )
         except Exception as failure:
             exc = as_error(failure)
-            run.orphan = True
-            which = f"snapshot {run.snapshot.moref}" if run.snapshot else "a snapshot"
+            vm.orphan = True
+            which = f"snapshot {vm.snapshot.moref}" if vm.snapshot else "a snapshot"
             orphaned = snapshots.SnapshotOrphaned(
-                f"{run.name}: {which} may stay: {exc.message}",
+                f"{vm.name}: {which} may stay: {exc.message}",
                 step="22",
                 host=exc.host,
                 target=exc.target,
                 port=exc.port,
             )
-            self.warn(run, orphaned)
+            self.warn(vm, orphaned)
         else:
-            await self.remember(run, snapshot=False)
+            await self.remember(vm, snapshot=False)

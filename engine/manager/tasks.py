@@ -96,25 +96,25 @@ class VmRun:
 
 def tasks_from(inputs: Mapping[str, Any]) -> list[VmRun]:
     """Step 3: one task per VM disk, as the configuration database knows them."""
-    runs = []
-    for vm in inputs["vms"]:
-        run = VmRun(vm["name"], [DiskTask(vm["name"], Disk(**disk)) for disk in vm["disks"]])
-        if vm.get("missing"):
-            run.fail(VmMissing(f"VM {vm['name']} is not in the inventory of {inputs['vcenter']['name']}", step="3"))
-        runs.append(run)
-    return runs
+    vms = []
+    for known in inputs["vms"]:
+        vm = VmRun(known["name"], [DiskTask(known["name"], Disk(**disk)) for disk in known["disks"]])
+        if known.get("missing"):
+            vm.fail(VmMissing(f"VM {vm.name} is not in the inventory of {inputs['vcenter']['name']}", step="3"))
+        vms.append(vm)
+    return vms
 
 
-def compare(run: VmRun, info: VmInfo) -> tuple[list[DiskTask], list[DiskTask]]:
+def compare(vm: VmRun, info: VmInfo) -> tuple[list[DiskTask], list[DiskTask]]:
     """Step 8: the disks that vCenter shows against the tasks. Gives (new, gone); kept tasks take vCenter's path and size."""
-    known = {task.disk.key: task for task in run.tasks}
+    known = {task.disk.key: task for task in vm.tasks}
     shown = {disk.key: disk for disk in info.disks}
     for key, task in known.items():
         if key in shown:
             task.disk = shown[key]
-    new = [DiskTask(run.name, disk) for key, disk in shown.items() if key not in known]
+    new = [DiskTask(vm.name, disk) for key, disk in shown.items() if key not in known]
     gone = [task for key, task in known.items() if key not in shown]
-    run.tasks = sorted([t for t in run.tasks if t not in gone] + new, key=lambda t: t.disk.key)
+    vm.tasks = sorted([t for t in vm.tasks if t not in gone] + new, key=lambda t: t.disk.key)
     return new, gone
 
 
