@@ -114,9 +114,9 @@ def _warm(image: Path) -> None:
 
 def _round(bench: Bench, first: Served, second: Served, ranges: list[tuple[int, int]]) -> None:
     options = bench.options
-    out = _fresh(options.scratch / "out")
+    out = fresh(options.scratch / "out")
     size, uri = options.size, first.uri
-    seen = _fresh(options.scratch / "seen")  # the file-based tools see the disk here, before and after
+    seen = fresh(options.scratch / "seen")  # the file-based tools see the disk here, before and after
     os.link(first.image, seen / "disk.raw")
     restic = peers.Restic(out)
     borgs = {name: peers.Borg(out, compression) for name, compression in ((BORG, "lz4"), (BORG_ZSTD, "zstd,1"))}
@@ -132,7 +132,7 @@ def _round(bench: Bench, first: Served, second: Served, ranges: list[tuple[int, 
         bench.note(FULL, name, tool())
     points: dict[str, dict[str, Any]] = {}
     for kind, name in {"socket": SOCKET, **OURS}.items():
-        folder = _fresh(options.scratch / f"pair-{kind}")
+        folder = fresh(options.scratch / f"pair-{kind}")
         measured, points[kind] = backup(options, first, kind, folder)
         bench.note(FULL, name, measured)
     # The same disk later
@@ -213,7 +213,7 @@ def _restore(options: Options, point: Path, out: Path, how: str) -> Run:
 def _profiles(options: Options, served: Served) -> list[Stage]:
     found = []
     for kind in MODES:
-        folder = _fresh(options.scratch / "pair-profile")
+        folder = fresh(options.scratch / "pair-profile")
         _, said = backup(options, served, kind, folder, profile=True)
         for half in ("source", "target"):
             found += [Stage(OURS[kind], half, **stage) for stage in said[half]]
@@ -246,7 +246,8 @@ def _result(process: subprocess.Popen[str], say: str | None = None) -> dict[str,
     return dict(json.loads(said))
 
 
-def _fresh(folder: Path) -> Path:
+def fresh(folder: Path) -> Path:
+    """An empty folder there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -33,12 +33,12 @@ def make(path: Path, size: int) -> int:
     return written
 
 
-def change(image: Path, later: Path, share: float) -> list[tuple[int, int]]:
+def change(image: Path, later: Path, share: float, *, seed: int = 2) -> list[tuple[int, int]]:
     """Makes `later`, in which that share of the disk's clusters of 64 KiB has other bytes; returns them as (offset, length).
 
     They lie in runs of up to eight, as writes of a guest do, in areas that are not holes; half of the new bytes compress.
     """
-    rng = random.Random(2)
+    rng = random.Random(seed)
     subprocess.run(["cp", "--sparse=always", str(image), str(later)], check=True, timeout=600)
     size = image.stat().st_size
     wanted = max(1, round(size // CLUSTER * share))

@@ -31,7 +31,7 @@ def of(rows: Rows) -> list[Goal]:
         found.append(Goal(f"{mode}: incremental at most 0.06 × full", 0.06, share, at_least=False))
         times = faster(backup.INCREMENTAL, mode, backup.BORG)
         found.append(Goal(f"{mode}: incremental at least 10 × {backup.BORG}", 10.0, times))
-    for name in (backup.LOCAL, backup.LINK):
+    for name in (each for each in (backup.LOCAL, backup.LINK) if (backup.RESTORE, each) in rows):
         times = seconds(backup.RESTORE, backup.QEMU_RESTORE) / seconds(backup.RESTORE, name)
         found.append(Goal(f"{name}: at least 2 × {backup.QEMU_RESTORE}", 2.0, times))
     return found

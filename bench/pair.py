@@ -20,18 +20,19 @@ from typing import Any
 
 from bench.profile import Profile, of_source, of_target
 from bench.sources import open_source
+from engine.console.receive import receive_disk
 from engine.dialer import Connection, Dialer
 from engine.events import EventLog
 from engine.mover import datalink
 from engine.mover.datalink import DataListener
-from engine.mover.receive import receive_disk
 from engine.mover.restore_pipeline import send_disk
 from engine.mover.source_pipeline import SourcePipeline
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.rpc.identity import Identity
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points, new_point_id
-from engine.store.restore import PointDisk, to_file
+from engine.store.restore import to_file
 
 JOB, VM, KEY, FILE = "bench", "vm", 2000, "disk-2000.qcow2"
 DEADLINE = 600.0

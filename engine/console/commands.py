@@ -11,9 +11,9 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.console.output import Output
+from engine.console.receive import receive_disk
 from engine.errors import InputError, VadplabError
 from engine.events import EventLog, new_id
-from engine.mover.receive import receive_disk
 from engine.report import Reporter
 from engine.rpc.client import Client
 

@@ -6,9 +6,10 @@ run            connections, slots, movers               links     those interfac
 tasks          the books: one task per VM disk          guest     freeze and thaw of one VM's guest
 restore_point  its beginning, end and retention         reading   how each disk is read: the decisions
 attached       disks that HotAdd may have attached      results   manifest and result document
-mover_steps    steps 18 to 21 as the movers tell them   errors    what a run itself can fail with
+errors         what a run itself can fail with
 
-Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`, `engine.waiting`.
+Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`, `engine.mover_steps`,
+`engine.waiting`.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ from engine.guest.channel import Scripts
 from engine.manager import attached, results, tasks
 from engine.manager.errors import DiskAppeared, DiskGone, ModeFailover, ModeNotPossible, VmMissing, as_error
 from engine.manager.guest import GuestRun
-from engine.manager.mover_steps import MoverSteps
 from engine.manager.restore_point import RestorePoint, retain
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
+from engine.mover_steps import MoverSteps
 from engine.report import JobStopped, what_is_left
 from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 from engine.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises

@@ -6,7 +6,7 @@ from __future__ import annotations
 from engine.errors import VadplabError
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol
-from engine.store.restore import PointDisk
+from engine.store.point_disk import PointDisk
 
 
 def send_disk(disk: PointDisk, link: DataLink, *, step: str = "r3") -> dict[str, int]:

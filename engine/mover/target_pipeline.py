@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import ConnectError, RemoteError, VadplabError
+from engine.mover.batches import batch_of
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, NotReady, Stopped
-from engine.mover.receive import batch_of
 from engine.store.clusters import CLUSTER_BITS
-from engine.store.restore import PointDisk
+from engine.store.point_disk import PointDisk
 from engine.store.target import Stored, TargetDisk
 
 DRAIN = 3.0

@@ -24,7 +24,7 @@ from engine.mover.restore_pipeline import send_disk
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.rpc.identity import Identity
-from engine.store.restore import PointDisk
+from engine.store.point_disk import PointDisk
 
 if TYPE_CHECKING:
     from engine.mover.source_side import Report, SourceSide

@@ -14,9 +14,9 @@ from typing import Any
 
 from engine.errors import ConnectError, RemoteError, VadplabError
 from engine.modes.writer import DiskWriter
+from engine.mover.batches import batch_of
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, Stopped
-from engine.mover.receive import batch_of
 from engine.store.clusters import BATCH, CLUSTER_BITS, DIGEST, Unpacker
 from engine.store.errors import Damaged, FormatError
 from engine.store.verify import matches

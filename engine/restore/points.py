@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.errors import InputError, RemoteError, VadplabError
 from engine.events import EventLog
 from engine.rpc.client import Client
-from engine.service.servers import connect
+from engine.servers import connect
 
 STORE_DEADLINE = 600.0
 VERIFY_DEADLINE = 6 * 3600.0

@@ -23,7 +23,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import MissingError, VadplabError
-from engine.manager.mover_steps import MoverSteps
+from engine.mover_steps import MoverSteps
 from engine.processes import READY_DEADLINE, in_thread
 from engine.report import Reporter
 from engine.restore import machine, points
@@ -31,7 +31,7 @@ from engine.restore.machine import Made
 from engine.restore.points import Found
 from engine.rpc.client import Client
 from engine.scheduler.modes import usable
-from engine.service.servers import connect
+from engine.servers import connect
 from engine.vsphere import VSphere
 from engine.waiting import every, quietly, to_the_end
 

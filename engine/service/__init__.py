@@ -2,7 +2,7 @@
 """Backup Service (9392): jobs, infrastructure, sessions and resources; it starts and watches a Backup Manager per job run.
 
 service    methods of 9392              jobs       queue, start and watch runs of jobs
-broker     who holds which slots        recovery   puts right what a dead manager left
+broker     who holds which slots        aftermath  puts right what a dead manager left
 rescan     steps i1-i3                  restore    steps r1-r2, restore points
 """
 

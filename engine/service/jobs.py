@@ -23,8 +23,8 @@ from engine.model.jobs import JobDisabled
 from engine.processes import Child, in_thread
 from engine.report import JobStopped, Reporter, document, what_is_left
 from engine.scheduler import Resource, Task
+from engine.service.aftermath import Aftermath
 from engine.service.broker import Broker
-from engine.service.recovery import Recovery
 from engine.service.runs import RunState
 
 MODULE = "engine.manager"
@@ -287,7 +287,9 @@ class Jobs:
         guests = await self.database(lambda db: db.guests(list(pending)))
         events: EventLog = self._config.event_log("service", session=session)
         try:
-            left = await Recovery(self._config, events, session).run(pending, job=job, vcenters=vcenters, guests=guests)
+            left = await Aftermath(self._config, events, session).run(
+                pending, job=job, vcenters=vcenters, guests=guests
+            )
         finally:
             events.close()
         await self.database(lambda db: db.set_pending(session, left))

@@ -16,7 +16,7 @@ from engine.model import infrastructure
 from engine.model.database import Database
 from engine.processes import in_thread
 from engine.report import Reporter
-from engine.service.servers import connect
+from engine.servers import connect
 from engine.vsphere import VmInfo, VSphere
 
 SCHEMA = "vadplab.rescan-result/1"

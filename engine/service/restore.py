@@ -16,7 +16,7 @@ from engine.processes import READY_DEADLINE
 from engine.report import Reporter
 from engine.restore.points import STORE_DEADLINE, DiskUnknown, Found, PointUnknown, disk_of, find
 from engine.rpc.client import Client
-from engine.service.servers import connect
+from engine.servers import connect
 
 __all__ = ["DiskUnknown", "PointUnknown", "Restoring", "points", "recover", "start"]
 

@@ -31,11 +31,11 @@ from engine.restore.vm import MARK, RestoreStopped, VmRestore, Wanted, writing
 from engine.rpc.client import Client
 from engine.rpc.server import Call, Peer
 from engine.scheduler import Resource, Task
+from engine.servers import connect
 from engine.service import restore
 from engine.service.broker import Broker
 from engine.service.jobs import Jobs
 from engine.service.runs import RunState
-from engine.service.servers import connect
 from engine.vsphere import VSphere
 
 MODES = ("auto", "hotadd", "nbdssl", "nbd")

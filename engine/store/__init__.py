@@ -16,5 +16,6 @@ Concepts
 Modules: `durable` (system calls), `segments` (streaming file), `clusters` (cut, hash, compress), `layout`, `writer`,
 `reader` (qcow2), `readback` (verification while writing), `digests`, `blocks`, `manifest`, `chain`, `checks`, `locks`, `target`
 (one disk in the making), `points` (begin, commit, abort, list), `space`, `merge`, `retention`, `importing`, `verify` (one
-file), `health` (all files, what is intact), `restore` (a disk to a sparse file), `view` (random reads), `ext4`, `files`.
+file), `health` (all files, what is intact), `point_disk` (a disk of a visible point), `restore` (to a sparse file), `view`
+(random reads), `ext4`, `files`.
 """

@@ -18,8 +18,8 @@ from pathlib import Path
 from engine.store import checks, durable, locks, space
 from engine.store.errors import Damaged, PointNotFound, StoreFull, from_write_error
 from engine.store.manifest import Manifest
+from engine.store.point_disk import PointDisk
 from engine.store.points import MERGED, REMOVED, Points, remove_abandoned
-from engine.store.restore import PointDisk
 from engine.store.target import TargetDisk
 
 WAIT = 30.0

@@ -24,9 +24,9 @@ from engine.store.chain import backing_name
 from engine.store.clusters import CLUSTER_BITS, DIGEST, Packer, Unpacker, check_batch
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError
+from engine.store.point_disk import PointDisk
 from engine.store.readback import ReadBack, discard
 from engine.store.reader import Qcow2Reader
-from engine.store.restore import PointDisk
 from engine.store.verify import walk
 from engine.store.writer import Qcow2Writer
 

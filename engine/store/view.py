@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.store.clusters import Unpacker
-from engine.store.restore import PointDisk
+from engine.store.point_disk import PointDisk
 
 CACHED = 256
 """Clusters kept in memory: 16 MiB."""

@@ -21,7 +21,8 @@ from engine.errors import InputError, VadplabError
 from engine.restore.points import DiskUnknown
 from engine.store.files import PointFiles
 from engine.store.manifest import DiskEntry, Manifest
-from engine.store.restore import PointDisk, to_file
+from engine.store.point_disk import PointDisk
+from engine.store.restore import to_file
 from lab.cli import recorded
 from lab.cli.job import Direction
 from lab.cli.options import Json, absolute, any_lab, running_lab

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import nbd
 
-from engine.store.restore import PointDisk, to_file
+from engine.store.point_disk import PointDisk
+from engine.store.restore import to_file
 from lab.judge import truth
 from tests.e2e.harness import COMMAND_DEADLINE, Document, Lab
 

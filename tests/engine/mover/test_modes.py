@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from engine.errors import RemoteError, VadplabError
-from engine.store.restore import PointDisk, to_file
+from engine.store.point_disk import PointDisk
+from engine.store.restore import to_file
 from tests.engine.modes.site import SIZE, Frozen, Site, snapshot
 from tests.engine.mover.world import Mover, World, link
 from tests.engine.pki import Pki

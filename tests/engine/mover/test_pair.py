@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from engine.console.receive import receive_disk
 from engine.errors import RemoteError, VadplabError
-from engine.mover.receive import receive_disk
 from engine.store.reader import Qcow2Reader
 from tests.engine.modes.esxi import host, sample
 from tests.engine.mover.small_vcenter import SmallVcenter, serve

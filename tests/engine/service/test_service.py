@@ -34,7 +34,7 @@ VM = VmInfo(
 
 
 class FakeRecovery:
-    """In place of `Recovery`: remembers what it was asked, and leaves nothing (or what a test says)."""
+    """In place of `Aftermath`: remembers what it was asked, and leaves nothing (or what a test says)."""
 
     asked: list[tuple[str, dict[str, Any]]]
     leaves: dict[str, Any]
@@ -50,8 +50,8 @@ class FakeRecovery:
 @pytest.fixture(autouse=True)
 def recovery(monkeypatch: pytest.MonkeyPatch) -> type[FakeRecovery]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    kind = type("Recovery", (FakeRecovery,), {"asked": [], "leaves": {}})
-    monkeypatch.setattr(jobs_module, "Recovery", kind)
+    kind = type("Aftermath", (FakeRecovery,), {"asked": [], "leaves": {}})
+    monkeypatch.setattr(jobs_module, "Aftermath", kind)
     return kind
 
 

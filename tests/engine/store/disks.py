@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.store.clusters import BATCH, CLUSTER_BITS, Packer
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.restore import PointDisk, to_file
+from engine.store.restore import to_file
 from engine.store.target import Stored, TargetDisk
 
 POINT = "20261125T071500Z-3f2a"

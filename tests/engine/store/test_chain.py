@@ -14,8 +14,8 @@ from engine.errors import InputError
 from engine.store import checks, locks
 from engine.store.errors import ChainLocked, Damaged, FormatError, ParentUnusable, Unfinished
 from engine.store.manifest import Manifest
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.restore import PointDisk
 from engine.store.target import TargetDisk
 from tests.engine.store.disks import (
     CLUSTER,

@@ -15,8 +15,9 @@ import pytest
 
 from engine.errors import VadplabError
 from engine.store import durable
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.restore import PointDisk, to_file
+from engine.store.restore import to_file
 from tests.engine.store.disks import make_point
 from tests.engine.store.test_qcow2 import mixed
 

@@ -15,8 +15,8 @@ from engine.store import health
 from engine.store.clusters import CLUSTER_BITS
 from engine.store.errors import Damaged, RepositoryGone
 from engine.store.manifest import Manifest
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.restore import PointDisk
 from tests.engine.store.disks import content_of, make_chain, point_id, versions
 from tests.engine.store.test_qcow2 import mixed
 from tests.engine.store.test_verify import flip, places

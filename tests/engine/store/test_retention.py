@@ -14,8 +14,8 @@ from engine.errors import InputError
 from engine.store import health, merge, retention
 from engine.store.errors import ChainLocked, Damaged, PointNotFound
 from engine.store.manifest import Manifest
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.restore import PointDisk
 from engine.store.retention import Kept, Policy, plan
 from tests.engine.store.disks import START, content_of, make_chain, make_point, point_id, versions
 from tests.engine.store.test_qcow2 import mixed, qemu_agrees

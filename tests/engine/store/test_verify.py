@@ -13,9 +13,10 @@ from engine.store import durable
 from engine.store.clusters import CLUSTER_BITS, ZERO_DIGEST, Packer, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
+from engine.store.point_disk import PointDisk
 from engine.store.points import Points
 from engine.store.reader import Qcow2Reader
-from engine.store.restore import PointDisk, to_file
+from engine.store.restore import to_file
 from engine.store.sparse import SparseFile
 from engine.store.target import TargetDisk
 from engine.store.verify import verify_disk

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recovery: guests are thawed and snapshots committed, tried again while the vCenter is away, and what stays is said."""
+"""Aftermath: guests are thawed and snapshots committed, tried again while the vCenter is away, and what stays is said."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine.errors import ConnectRefused
-from engine.service import recovery as recovery_module
-from engine.service.recovery import Recovery
+from engine.service import aftermath as aftermath_module
+from engine.service.aftermath import Aftermath
 from tests.engine.machines import Machines
 
 LEFT = ["423f0000-0000-0000-0000-00000000000a", "[ds] b/b_0.vmdk"]
@@ -66,17 +66,17 @@ class Link:
 def recover(
     folder: Path, monkeypatch: pytest.MonkeyPatch, link: Link, ssh: type[Ssh], *, vcenters: list[Any] | None = None
 ) -> dict[str, Any]:
-    monkeypatch.setattr(recovery_module, "SshChannel", ssh)
+    monkeypatch.setattr(aftermath_module, "SshChannel", ssh)
 
-    async def login(self: Recovery, vcenter: dict[str, Any] | None) -> Link:
+    async def login(self: Aftermath, vcenter: dict[str, Any] | None) -> Link:
         if vcenter is None:
             raise ConnectRefused("no vCenter is known")
         return link
 
-    monkeypatch.setattr(Recovery, "_login", login)
+    monkeypatch.setattr(Aftermath, "_login", login)
     config = Machines(folder).config("backup-server")
     events = config.event_log("service", session="s1")
-    work = Recovery(config, events, "s1", pauses=(0.0, 0.0, 0.0)).run(
+    work = Aftermath(config, events, "s1", pauses=(0.0, 0.0, 0.0)).run(
         PENDING, job=None, vcenters=[VCENTER] if vcenters is None else vcenters, guests={"a": ACCOUNT}
     )
     return asyncio.run(work)

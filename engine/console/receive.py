@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Receiving a disk of a restore point from a Data Mover into a sparse file: the console's half of a restore.
+"""Receiving a disk of a restore point from a Data Mover into a sparse file: the console's half of a restore (steps r3 and on).
 
 The Data Mover checks every block against its digest before it sends it; this side checks it again before it writes it.
 """
@@ -11,17 +11,16 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from engine.dialer import Connection
 from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.mover import datalink
-from engine.mover.datalink import SILENCE, DataLink, Frame
+from engine.mover.batches import batch_of
+from engine.mover.datalink import SILENCE, DataLink
 from engine.mover.errors import DataProtocol
 from engine.rpc.identity import Identity
-from engine.store.clusters import CLUSTER_BITS, Unpacker, check_batch
-from engine.store.errors import FormatError
+from engine.store.clusters import CLUSTER_BITS, Unpacker
 from engine.store.restore import RestoreStats
 from engine.store.sparse import SparseFile
 
@@ -128,22 +127,3 @@ def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -
         if time.monotonic() - reported > 0.5:
             reported = time.monotonic()
             progress({"received": min((first + len(lengths)) << CLUSTER_BITS, size), "total": size})
-
-
-def batch_of(frame: Frame, clusters: int, link: DataLink) -> tuple[int, list[int], bytes]:
-    """First cluster, lengths and digests of a `data` frame for a disk of `clusters` clusters.
-
-    Raises:
-        DataProtocol: the frame is of another kind, or its parts do not fit together.
-    """
-    fields: dict[str, Any] = frame.fields
-    first, lengths, digests = fields.get("first"), fields.get("lengths"), fields.get("digests")
-    if frame.kind != "data" or not isinstance(first, int) or not isinstance(lengths, list) or not lengths:
-        raise DataProtocol(f"a {frame.kind} frame is not a batch", **link.where)
-    if not isinstance(digests, bytes) or not all(type(length) is int for length in lengths):
-        raise DataProtocol("a batch without lengths or digests", **link.where)
-    try:
-        check_batch(first, lengths, digests, len(frame.payload), clusters=clusters, cluster=1 << CLUSTER_BITS)
-    except FormatError as exc:
-        raise DataProtocol(exc.message, **link.where) from exc
-    return first, lengths, digests

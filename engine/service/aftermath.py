@@ -31,7 +31,7 @@ COMMIT_TIMEOUT = 300.0
 WHY = "left by a run that died"
 
 
-class Recovery:
+class Aftermath:
     """Puts right what one session left. `pauses`: seconds between attempts of step 22."""
 
     def __init__(
