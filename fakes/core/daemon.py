@@ -43,12 +43,19 @@ async def run(command: Sequence[str], seconds: float, **options: Any) -> subproc
     return await asyncio.to_thread(lambda: subprocess.run(command, **options))
 
 
-async def until_signal() -> None:
-    """Returns when SIGTERM or SIGINT arrives."""
+def on_signal() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT; to be asked for before the first line says that somebody may send one."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
+    return done
+
+
+async def until_signal() -> None:
+    """Returns when SIGTERM or SIGINT arrives."""
+    loop = asyncio.get_running_loop()
+    done = on_signal()
     try:
         await done.wait()
     finally:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fakes.core import inventory
-from fakes.core.daemon import die_with_parent, ready, until_signal
+from fakes.core.daemon import die_with_parent, on_signal, ready
+from fakes.core.scratch import scratch
 from fakes.esxi.connection import Limits
 from fakes.esxi.journal import Journal
-from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate, scratch
+from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate
 from fakes.esxi.server import EsxiHost
 
 if TYPE_CHECKING:
@@ -98,13 +99,14 @@ async def _run(args: argparse.Namespace) -> int:
         listener = _listen(args.listen)
         cleanup.callback(listener.close)
         if lone:
-            return await _lone(args, listener, cleanup.enter_context(scratch()))
+            return await _lone(args, listener, cleanup.enter_context(scratch("esxi")))
         return await _in_lab(args, listener)
 
 
 async def _in_lab(args: argparse.Namespace, listener: socket.socket) -> int:
     if not args.fabric.is_dir():
         raise BadUsage(f"{args.fabric}: no such folder")
+    ended = on_signal()
     host = _host(args, listener, args.certificate, args.fabric)
     await host.start(listener)
     view: HostView | None = None
@@ -114,7 +116,7 @@ async def _in_lab(args: argparse.Namespace, listener: socket.socket) -> int:
         ready(f"ready {args.name} on {_where(listener)}")
         if view is not None:
             ready(f"host view {view.url}")
-        await until_signal()
+        await ended.wait()
     finally:
         if view is not None:
             await view.stop()
@@ -145,6 +147,7 @@ async def _host_view(args: argparse.Namespace, listener: socket.socket) -> HostV
 
 
 async def _lone(args: argparse.Namespace, listener: socket.socket, folder: Path) -> int:
+    ended = on_signal()
     address, port = listener.getsockname()[:2]
     certificate = args.certificate
     if certificate is None:
@@ -154,7 +157,10 @@ async def _lone(args: argparse.Namespace, listener: socket.socket, folder: Path)
         size = inventory.parse_size(args.size) if args.size is not None else None
     except ValueError as exc:
         raise BadUsage(f"--size: {exc}") from exc
-    storage = LoneStorage(folder, image=args.image, size=size)
+    try:
+        storage = LoneStorage(folder, image=args.image, size=size)
+    except ValueError as exc:
+        raise BadUsage(str(exc)) from exc
     try:
         await storage.start()
         host = _host(args, listener, certificate, folder)
@@ -176,7 +182,7 @@ async def _lone(args: argparse.Namespace, listener: socket.socket, folder: Path)
             "ticket_socket": str(args.ticket_socket) if args.ticket_socket is not None else None,
         }
         ready(json.dumps(announcement))
-        await until_signal()
+        await ended.wait()
         await host.stop()
     finally:
         await storage.stop()
@@ -242,7 +248,7 @@ def _listen(text: str) -> socket.socket:
     address, _, port = text.rpartition(":") if text.count(":") == 1 else (text, "", str(PORT))
     try:
         return socket.create_server((address, int(port)), backlog=256)
-    except (ValueError, OverflowError, socket.gaierror) as exc:
+    except (ValueError, OverflowError, OSError) as exc:
         raise BadUsage(f"--listen {text}: {exc}") from exc
 
 

@@ -12,11 +12,8 @@ import base64
 import contextlib
 import datetime
 import ipaddress
-import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +25,15 @@ from cryptography.x509.oid import NameOID
 from fakes.core import fabric
 from fakes.core.daemon import die_with_parent
 from fakes.core.fabric import FabricError
-from fakes.esxi.datastores import NbdDisk, Watchdog
+from fakes.esxi.datastores import NbdDisk, NfcRefused, Watchdog
 from fakes.esxi.tickets import TicketStore
 
 DATASTORE = "datastore1"
 VM = "vm1"
 DISK = f"{VM}/{VM}.vmdk"
 LIFETIME = 24 * 3600.0
+# hands standard input over as the listening socket (nbdkit manual, "SOCKET ACTIVATION")
+_HAND_OVER = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null'
 
 
 class LoneFailed(Exception):
@@ -77,42 +76,19 @@ def descriptor(size: int) -> str:
     )
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder that goes even when this process is killed: a forked child waits for that and removes it.
-
-    To be entered while the process has one thread.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="vadplab-esxi-"))
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()  # an interrupt from the terminal is not for it
-            os.close(writing)
-            for fd in (1, 2):  # whoever reads our output must see its end when we end
-                os.close(fd)
-            os.read(reading, 1)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os._exit(0)
-    os.close(reading)
-    try:
-        yield folder
-    finally:
-        os.close(writing)
-        os.waitpid(pid, 0)
-
-
 class LoneStorage:
-    """Storage of one disk on a private fabric folder; `image` (a raw file) or `size` bytes of memory."""
+    """Storage of one disk on a private fabric folder; `image` (a raw file) or `size` bytes of memory.
+
+    Raises:
+        ValueError: such a disk can not be.
+    """
 
     def __init__(self, folder: Path, *, image: Path | None, size: int | None) -> None:
         if image is not None and not image.is_file():
-            raise LoneFailed(f"{image}: no such file")
+            raise ValueError(f"{image}: no such file")
         self.size = image.stat().st_size if image is not None else int(size or 0)
         if self.size <= 0 or self.size % 512:
-            raise LoneFailed(f"a disk of {self.size} bytes: it must be a positive multiple of 512")
+            raise ValueError(f"a disk of {self.size} bytes: it must be a positive multiple of 512")
         self._folder = folder
         self._image = image
         self._nbdkit: asyncio.subprocess.Process | None = None
@@ -129,23 +105,19 @@ class LoneStorage:
             raise LoneFailed("nbdkit is missing: apt-get install nbdkit")
         plugin = ["file", str(self._image)] if self._image is not None else ["memory", str(self.size)]
         socket_path = self._folder / f"nbd-{DATASTORE}.sock"
-        # nbdkit binds a short relative name: the folder may be deeper than a socket path may be long
-        self._nbdkit = await asyncio.create_subprocess_exec(
-            program,
-            "--foreground",
-            "--exit-with-parent",
-            "--unix",
-            socket_path.name,
-            *plugin,
-            cwd=self._folder,
-            preexec_fn=die_with_parent,
-        )
+        # not a path given to nbdkit: it may be longer than a socket's path may be
+        with fabric.listen(socket_path) as sock:
+            self._nbdkit = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", _HAND_OVER, "sh", program, "--foreground", "--exit-with-parent", *plugin),
+                stdin=sock.fileno(),
+                preexec_fn=die_with_parent,
+            )
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while True:
             if self._nbdkit.returncode is not None:
                 raise LoneFailed(f"nbdkit ended with code {self._nbdkit.returncode}")
-            with contextlib.suppress(FabricError):
+            with contextlib.suppress(FabricError, NfcRefused):
                 NbdDisk(socket_path, "", writable=False, watchdog=Watchdog(1.0)).close()
                 break
             if loop.time() > end:

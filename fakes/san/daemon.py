@@ -23,10 +23,10 @@ def main(argv: list[str]) -> int:
     try:
         return asyncio.run(_run(parse(argv)))
     except (ValueError, OSError, TgtFailed, LoginFailed) as exc:
-        print(f"fake san: {exc}", file=sys.stderr)
+        print(f"vadplab fake san: {exc}", file=sys.stderr)
         return 2
     except Missing as exc:
-        print(f"fake san: {exc}", file=sys.stderr)
+        print(f"vadplab fake san: {exc}", file=sys.stderr)
         return 3
 
 
@@ -47,7 +47,7 @@ async def _run(options: Options) -> int:
         died = asyncio.create_task(process.wait())
         await asyncio.wait({ended, died}, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            print(f"fake san: tgtd ended with {process.returncode}: {array.tgt.said()}", file=sys.stderr)
+            print(f"vadplab fake san: tgtd ended with {process.returncode}: {array.tgt.said()}", file=sys.stderr)
             return 1
         return 0
     finally:

@@ -67,12 +67,12 @@ def main(argv: list[str]) -> int:
     options = made.parse_args(argv)
     nbdkit = shutil.which("nbdkit", path=_SYSTEM_PATH) or shutil.which("nbdkit")
     if nbdkit is None:
-        print("fake disk: nbdkit is missing: apt-get install nbdkit nbdkit-plugin-python", file=sys.stderr)
+        print("vadplab fake disk: nbdkit is missing: apt-get install nbdkit nbdkit-plugin-python", file=sys.stderr)
         return 3
     try:
         sock, keys = _alone(options) if options.listen or options.unix else _datastore(options)
     except (ValueError, OSError) as exc:
-        print(f"fake disk: {exc}", file=sys.stderr)
+        print(f"vadplab fake disk: {exc}", file=sys.stderr)
         return 2
     _become(nbdkit, sock, keys)
     return 3

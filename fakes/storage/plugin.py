@@ -145,7 +145,7 @@ def _or_exit(start: Callable[[], None]) -> None:
     try:
         start()
     except (ValueError, OSError, FabricError) as exc:
-        print(f"fake disk: {exc}", file=sys.stderr, flush=True)
+        print(f"vadplab fake disk: {exc}", file=sys.stderr, flush=True)
         _process.close()
         os._exit(2)
 

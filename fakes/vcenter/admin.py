@@ -52,6 +52,7 @@ class AdminSession:
         self.headers = headers or Headers([("Content-Type", "text/xml; charset=utf-8")])
         self._stub = _Stub()
         self.content: Any = None
+        self.key = ""
 
     def object(self, kind: str, moid: str) -> Any:
         """`reference`, for callers that hold a session."""
@@ -90,9 +91,10 @@ class AdminSession:
         return self.content
 
     async def login(self, username: str, password: str) -> None:
-        """Logs in; later calls carry the session's cookie."""
+        """Logs in; later calls carry the session's cookie, `key` is the session's. Raises vmodl.MethodFault."""
         await self.connect()
-        await self.call(self.content.sessionManager, "Login", userName=username, password=password)
+        session = await self.call(self.content.sessionManager, "Login", userName=username, password=password)
+        self.key = str(session.key)
 
     def acting_as(self, headers: Headers) -> AdminSession:
         """Another session at the same service: the one that a client's headers carry."""

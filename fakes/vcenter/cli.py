@@ -5,23 +5,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 from pyVmomi import vmodl
 
 from fakes.core import inventory
-from fakes.core.daemon import die_with_parent, ready, until_signal
+from fakes.core.daemon import die_with_parent, on_signal, ready
 from fakes.core.fabric import FabricError
+from fakes.core.scratch import scratch
 from fakes.vcenter import certificate, source
 from fakes.vcenter.changes import Pages
 from fakes.vcenter.gateway import Gateway, Settings
-from fakes.vcenter.simulator import SimulatorFailed
+from fakes.vcenter.simulator import BadFlags, SimulatorFailed
 from fakes.vcenter.upstream import UpstreamGone
 
 BAD_INPUT, MISSING = 2, 3
+# how the gateway reaches vcsim is not the user's to say
+_OWN_FLAGS = {"l": "--listen", "tls": "--certificate", "tlscert": "--certificate", "tlskey": "--certificate"}
+_OWN_FLAGS |= dict.fromkeys(("E", "stdinexit", "tunnel"), "the gateway")
 
 
 def size(value: str) -> int:
@@ -54,6 +58,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _login(flags: list[str]) -> tuple[list[str], dict[str, str]]:
+    """vcsim's flags without `username` and `password`, and these two, which the gateway logs in with as well.
+
+    Raises:
+        ValueError: a flag that is the gateway's own.
+    """
+    rest, login = [], {}
+    left = iter(flags)
+    for flag in left:
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name in _OWN_FLAGS:
+            raise ValueError(f"-- {flag}: that is for {_OWN_FLAGS[name]} to say")
+        if flag.startswith("-") and name in ("username", "password"):
+            login[name] = value if equals else next(left, "")
+        else:
+            rest.append(flag)
+    # vcsim's own habit: a password that names a file is read from there
+    with contextlib.suppress(OSError, ValueError):
+        login["password"] = Path(login.get("password", "")).read_text().strip()
+    if "username" in login:
+        login["username"] = login["username"].partition("@")[0]
+    return rest, {name: value for name, value in login.items() if value}
+
+
 def _fail(message: str, code: int) -> int:
     print(f"vadplab fake vcenter: {message}", file=sys.stderr)
     return code
@@ -77,6 +105,10 @@ def main(argv: list[str]) -> int:
         attach = (where, int(number))
     if flags and options.inventory:
         return _fail("flags for vcsim and --inventory exclude each other", BAD_INPUT)
+    try:
+        flags, login = _login(flags)
+    except ValueError as exc:
+        return _fail(str(exc), BAD_INPUT)
     shown = None
     if options.inventory:
         try:
@@ -101,42 +133,56 @@ def main(argv: list[str]) -> int:
     except source.VcsimMissing as exc:
         return _fail(str(exc), MISSING)
     die_with_parent()
-    with tempfile.TemporaryDirectory(prefix="vcenter-") as folder:
-        pem = options.certificate
+    if shown is not None:
+        login = {"username": shown.username.partition("@")[0], "password": shown.password}
+    with contextlib.ExitStack() as cleanup:
+        pem, state = options.certificate, options.state
+        if pem is None or state is None:
+            folder = cleanup.enter_context(scratch("vcenter"))
+            state = state or folder / "state"
         if pem is None:
-            pem = Path(folder) / "vcenter.pem"
+            pem = folder / "vcenter.pem"
             certificate.make(pem, [host, "localhost"])
-        username = shown.username.partition("@")[0] if shown else "administrator"
         settings = Settings(
             source=found,
             certificate=pem,
             inventory=shown,
             fabric=options.fabric,
             journal=options.journal,
-            state=options.state or Path(folder) / "state",
+            state=state,
             flags=flags,
             attach=attach,
             pages=pages,
-            username=username,
-            password=shown.password if shown else "VMware1!",
+            username=login.get("username", "administrator"),
+            password=login.get("password", "VMware1!"),
         )
         return asyncio.run(_serve(Gateway(settings), host, int(port), shown is None))
 
 
 async def _serve(gateway: Gateway, host: str, port: int, alone: bool) -> int:
+    ended = asyncio.ensure_future(on_signal().wait())
+    starting = asyncio.ensure_future(gateway.start(host, port))
     try:
-        address, port = await gateway.start(host, port)
+        await asyncio.wait({starting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            return 0
+        address, port = starting.result()
     except OSError as exc:
         return _fail(f"{host}:{port}: {exc.strerror or exc}", BAD_INPUT)
+    except BadFlags as exc:
+        return _fail(str(exc), BAD_INPUT if gateway.settings.flags else 1)
     except (SimulatorFailed, UpstreamGone, FabricError, TimeoutError, vmodl.MethodFault) as exc:
-        return _fail(f"the inventory can not be built: {exc or 'no answer in time'}", 1)
+        return _fail(f"the inventory can not be built: {getattr(exc, 'msg', None) or exc or 'no answer in time'}", 1)
     settings = gateway.settings
     ready(f"https://{address}:{port}/sdk")
     if alone:
-        ready(f"user {settings.username}@vsphere.local, password {settings.password}")
+        user = f"{settings.username}@vsphere.local" if gateway.owns_tasks else settings.username
+        ready(f"user {user}, password {settings.password}")
     print(settings.source.describe(), file=sys.stderr, flush=True)
     try:
-        await until_signal()
+        await ended
     finally:
         await gateway.stop()
     return 0

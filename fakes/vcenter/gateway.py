@@ -29,6 +29,7 @@ from pyVmomi import vim, vmodl
 from fakes.core.fabric import FabricError, serve
 from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
 from fakes.vcenter import builder, devices, guard, hoststorage, reports, simulator, soap, tasks
+from fakes.vcenter.access import FileAccess
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.attachments import Attachments
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
@@ -129,10 +130,13 @@ class Gateway:
         self._snapshots = Snapshots(self, runner)
         self._machines = Machines(self, runner, self._power, self._attachments, inventory, self._vms)
         self._collectors = Collectors()
+        self._access = FileAccess()
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
             "Login": self._login,
+            "TerminateSession": self._terminate,
+            **self._access.handlers(),
             **self._collectors.handlers(),
             **self._power.handlers(),
             **self._snapshots.handlers(),
@@ -212,7 +216,8 @@ class Gateway:
         else:
             flags += ["-dc", "0"]
         stubs = self._state / f"stubs-{self._lives}"
-        await asyncio.to_thread(shutil.rmtree, self._state / f"stubs-{self._lives - 1}", ignore_errors=True)
+        for earlier in self._state.glob("stubs-*"):  # of this gateway, or of one that was killed
+            await asyncio.to_thread(shutil.rmtree, earlier, ignore_errors=True)
         child: Running
         dial = None
         if settings.attach is not None:
@@ -231,6 +236,7 @@ class Gateway:
         world = World(child, upstream, AdminSession(upstream), Sanitiser(host_storage=self._host_storage.patch))
         try:
             await world.admin.login(settings.username, settings.password)
+            self.owns_tasks = world.admin.content.about.apiType == "VirtualCenter"
             await self._prepare(world)
             if inventory is not None:
                 await self._build(world, inventory, stubs)
@@ -242,7 +248,8 @@ class Gateway:
     async def _prepare(self, world: World) -> None:
         admin, about = world.admin, world.admin.content.about
         public = self._address.text
-        replace = {f"{world.upstream.host}:{world.upstream.port}".encode(): public.encode()}
+        behind = f"{world.upstream.host}:{world.upstream.port}"
+        replace = {f"http://{behind}".encode(): f"https://{public}".encode(), behind.encode(): public.encode()}
         replace[b"<managementServerIp>127.0.0.1</managementServerIp>"] = (
             f"<managementServerIp>{self._address.host}</managementServerIp>".encode()
         )
@@ -255,6 +262,7 @@ class Gateway:
             address = self._hosts()[self.settings.host].address
             replace[b"<ipAddress>127.0.0.1</ipAddress>"] = f"<ipAddress>{address}</ipAddress>".encode()
         world.sanitiser.replace = replace
+        world.sanitiser.own_session = admin.key.encode()
         # leases name the gateway in their URLs (vcsim reference section 13)
         option = vim.option.OptionValue(key="vcsim.server.url", value=f"https://{public}/sdk")
         await admin.call(admin.content.setting, "UpdateOptions", changedValue=[option])
@@ -381,31 +389,25 @@ class Gateway:
                 return await self._soap(request)
             if path == "/sdk/nfcServiceVersions.xml" and request.method in ("GET", "HEAD"):
                 return Reply.xml(200, VERSIONS)
-            if path.startswith(guard.HIDDEN_PATHS):
+            hidden = guard.HIDDEN_PATHS if self.settings.inventory is not None else guard.HIDDEN_PATHS[1:]
+            if path.startswith(hidden):
                 return Reply.text(404, "not found")
             world = await self.world()
             if path.startswith(guard.SESSION_PATHS):
-                if not await self._has_session(world, request):
+                if not await self._access.allows(world, request):
                     return Reply.text(401, "not logged in", ("WWW-Authenticate", 'Basic realm="VMware HTTP server"'))
                 if request.method not in ("GET", "HEAD", "PUT", "POST"):
                     return Reply.text(501, f"{request.method} is not offered here")
                 if path.startswith("/folder") and (text := await self._stored_file(request, path)) is not None:
                     return Reply(200, Headers([("Content-Type", "application/octet-stream")]), text)
-            return await pass_on(world.upstream, request, self.spawn)
+                return await pass_on(world.upstream, request, self.spawn)
+            return await _named(world, await pass_on(world.upstream, request, self.spawn))
         except NotReady as exc:
             return Reply.text(503, str(exc), ("Retry-After", "2"))
         except UpstreamGone as exc:
             return Reply.text(503, f"the service broke off: {exc}", ("Retry-After", "2"))
         except TimeoutError:
             return Reply.text(504, "no answer in time")
-
-    async def _has_session(self, world: World, request: Request) -> bool:
-        call = soap.Call(soap.VIM25, "Fetch", "SessionManager", "SessionManager")
-        try:
-            await Context(world, call, b"", request.headers, request.client).require_login()
-        except SoapFault:
-            return False
-        return True
 
     async def _stored_file(self, request: Request, path: str) -> bytes | None:
         """Text files (`.vmx`, descriptors) come from the storage, which has them as they are; vcsim has stubs."""
@@ -483,6 +485,13 @@ class Gateway:
                 return Reply.xml(200, soap.response("Fetch", ""))
         return reply
 
+    async def _terminate(self, context: Context) -> Reply:
+        """TerminateSession(sessionId): not of the gateway's own, which nobody is shown."""
+        if context.world.admin.key in (soap.arguments(context.raw).get("sessionId") or []):
+            await context.require_login()
+            raise SoapFault(vim.fault.NotFound(), "The session is not there.")
+        return await context.forward()
+
     async def _login(self, context: Context) -> Reply:
         """A new session sees what the storage holds by now, whoever made it: the other view may have."""
         reply = await context.forward()
@@ -503,6 +512,15 @@ class Gateway:
                 except (FabricError, TimeoutError, vmodl.MethodFault) as exc:
                     _log.warning("%s can not be compared with its storage: %s", name, exc or "no answer")
         return reply
+
+
+async def _named(world: World, reply: Reply) -> Reply:
+    """A reply of a service beside `/sdk` (lookup, REST …) that names this gateway where vcsim names itself."""
+    kind = (reply.headers.get("content-type") or "").partition(";")[0]
+    if isinstance(reply.body, bytes) or kind not in ("text/xml", "application/json"):
+        return reply
+    body = world.sanitiser.rename(b"".join([part async for part in reply.body]))
+    return Reply(reply.status, reply.headers, body, length=None if body else reply.length)
 
 
 async def _run(work: Awaitable[None]) -> None:

@@ -27,7 +27,7 @@ EXCLUSIVE = frozenset(
 )
 POWER = {"PowerOnVM_Task": True, "PowerOffVM_Task": False, "SuspendVM_Task": False}
 
-# vcsim's own pages, which no vCenter has
+# vcsim's own pages, which no vCenter has; the first is shown where the inventory is vcsim's own too
 HIDDEN_PATHS = ("/about", "/debug")
 # served by vcsim without asking for a session
 SESSION_PATHS = ("/folder", "/nfc", "/guestFile")

@@ -118,6 +118,7 @@ class Runner:
         if isinstance(exc, vmodl.MethodFault | vmodl.RuntimeFault):
             return exc
         if isinstance(exc, SoapFault):
+            exc.value.msg = exc.message
             return exc.value
         return vmodl.fault.SystemError(reason=str(exc) or type(exc).__name__, msg="A general system error occurred")
 

@@ -31,6 +31,9 @@ _NO_ENTITY = re.compile(
 )
 _TASK_REFERENCE = re.compile(rb'<(\w+)(?=[^>]*\stype="Task")[^>]*>(task-[0-9]+)</\1>')
 _OWN_TASK = re.compile(rb'(<task type="Task">(task-[0-9]+)</task>)(?!<name>)')
+# 8.2 #5: an error without a text of its own is called by its Go type, and files by where vcsim keeps its stubs.
+_GO_TYPE = re.compile(rb"<localizedMessage>\*types\.(\w+)(?:: [^<]*)?</localizedMessage>")
+_STUB = re.compile(rb"<file>/[^<]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<]*-)([^-/<]+)/([^<]*)</file>")
 # The process behind us is neither the client's address nor the product's version.
 _SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
 _VERSION = re.compile(rb"<version>6\.5\.0</version><build>\d+</build>")
@@ -83,6 +86,10 @@ def _rename_info(match: re.Match[bytes]) -> bytes:
     return match[1] + (f"<name>{name}</name>".encode() if name else b"")
 
 
+def _say(match: re.Match[bytes]) -> bytes:
+    return f"<localizedMessage>{soap.words(match[1].decode())}</localizedMessage>".encode()
+
+
 def _rename_value(match: re.Match[bytes]) -> bytes:
     return match[1] + (task_name(match[2].decode()) or match[2].decode()).encode() + match[3]
 
@@ -93,6 +100,7 @@ class Sanitiser:
 
     `replace`: identities of the vcsim process → those of this gateway (they are unique tokens).
     `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
+    `own_session`: key of the gateway's own login, which no vCenter would list either.
     `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps. `host_storage` patches
     what hosts and datastores say of LUNs, in the reply of a call on an object (its second argument).
     """
@@ -100,6 +108,7 @@ class Sanitiser:
     replace: dict[bytes, bytes] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)
     named: dict[bytes, str] = field(default_factory=dict)
+    own_session: bytes = b""
     frozen: dict[str, dict[int, list[str]]] = field(default_factory=dict)
     host_storage: Callable[[bytes, str], bytes] | None = None
 
@@ -117,11 +126,22 @@ class Sanitiser:
             body = _TASK_NAME_VALUE.sub(_rename_value, body)
         if b"<userAgent>" in body and client:
             body = _SESSION_ADDRESS.sub(f"<ipAddress>{client}</ipAddress>".encode(), body)
+        if self.own_session and self.own_session in body:
+            own = re.escape(self.own_session)
+            body = re.sub(rb"<UserSession\b[^>]*><key>" + own + rb"</key>.*?</UserSession>", b"", body, flags=re.DOTALL)
+        if b"*types." in body:
+            body = _GO_TYPE.sub(_say, body)
+        if b"<file>/" in body:
+            body = _STUB.sub(rb"<file>[\1] \2</file>", body)
         if b"6.5.0" in body:
             body = _VERSION.sub(b"<version>8.0.3</version><build>24022515</build>", body)
             body = _FULL_NAME.sub(rb"\1 8.0.3 build-24022515", body)
         if self.host_storage is not None:
             body = self.host_storage(body, this)
+        return self.rename(body)
+
+    def rename(self, body: bytes) -> bytes:
+        """Identities of the vcsim process become those of the gateway."""
         for old, new in self.replace.items():
             body = body.replace(old, new)
         return body

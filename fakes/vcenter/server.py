@@ -62,7 +62,8 @@ class HttpsServer:
             pass  # `stop`, or the loop ends: nothing waits for this task's outcome
         finally:
             self._connections.discard(task)
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11's TLS transport, when it is closed already
+                writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: tuple[str, int]) -> None:
         gone = asyncio.ensure_future(writer.wait_closed())

@@ -29,6 +29,10 @@ class SimulatorFailed(Exception):
     """vcsim did not start; the text holds what it said."""
 
 
+class BadFlags(SimulatorFailed):
+    """vcsim refused its flags, or ended at its start because of them."""
+
+
 class Simulator:
     """A running vcsim; `host` and `port` are where it listens (clear HTTP)."""
 
@@ -115,12 +119,15 @@ async def start(executable: Path, flags: Sequence[str], username: str, password:
         raise SimulatorFailed(f"{executable}: {exc.strerror or exc}") from exc
     try:
         host, port = await asyncio.wait_for(_address(process), START_DEADLINE)
-    except (TimeoutError, SimulatorFailed) as exc:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+    except BaseException as exc:
+        if not isinstance(exc, BadFlags):  # which has ended by itself
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         await process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-        raise SimulatorFailed(str(exc) or f"vcsim was silent for {START_DEADLINE:.0f} s") from exc
+        if isinstance(exc, TimeoutError):
+            raise SimulatorFailed(f"vcsim was silent for {START_DEADLINE:.0f} s") from exc
+        raise
     finally:
         secret.unlink(missing_ok=True)
     return Simulator(process, host, port, folder)
@@ -133,9 +140,11 @@ async def _address(process: asyncio.subprocess.Process) -> tuple[str, int]:
             url = urlsplit(match[1].decode())
             return url.hostname or "127.0.0.1", url.port or 0
     said = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
-    # Of flags that it does not know, a Go program speaks first; then follows its usage.
-    reason = next((line for line in said if line.startswith(("flag ", "invalid "))), said[-1] if said else "")
-    raise SimulatorFailed("vcsim ended at its start: " + (reason or "it said nothing"))
+    # a Go program says what is wrong first; then follows its usage, or where it was
+    reason = next(
+        (line for line in said if line.startswith(("flag ", "invalid ", "panic: "))), said[-1] if said else ""
+    )
+    raise BadFlags("vcsim ended at its start: " + (reason or "it said nothing"))
 
 
 async def _drain(stream: asyncio.StreamReader | None) -> None:

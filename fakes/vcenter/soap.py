@@ -10,6 +10,7 @@ SoapAdapter (vcsim reference section 17.1). Replies of vcsim are never serialise
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -247,6 +248,12 @@ def response(method: str, inner: str, namespace: str = VIM25) -> bytes:
     return envelope(f'<{method}Response xmlns="{escape(namespace)}">{inner}</{method}Response>')
 
 
+def words(name: str) -> str:
+    """What a fault without a text says: `Invalid power state.` of `InvalidPowerState`."""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return text[:1] + re.sub(r"\b[A-Z](?=[a-z])", lambda match: match[0].lower(), text[1:]) + "."
+
+
 def fault(value: Any, message: str = "") -> bytes:
     """A SOAP fault message with the typed fault `value` as its detail (to be sent with status 500)."""
     name = VmomiSupport.GetWsdlName(type(value)).rpartition(":")[2]
@@ -257,7 +264,7 @@ def fault(value: Any, message: str = "") -> bytes:
     detail = detail.replace(_VERSION_MARK, "")
     # pyVmomi leaves the default namespace out; strict clients need it
     detail = detail.replace(f"<{name}Fault", f'<{name}Fault xmlns="{VIM25}"', 1)
-    text = escape(message or value.msg or "")
+    text = escape(message or value.msg or words(name))
     return envelope(
         "<soapenv:Fault><faultcode>ServerFaultCode</faultcode>"
         f"<faultstring>{text}</faultstring><detail>{detail}</detail></soapenv:Fault>"

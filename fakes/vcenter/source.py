@@ -87,7 +87,11 @@ def locate(spec: str | None, cache: Path, *, has_image: Callable[[str], bool] | 
     named = Path(spec)
     if not named.is_file() or not os.access(named, os.X_OK):
         raise VcsimMissing(f"{spec} is no executable file (--vcsim takes a path, or path, docker, built)")
-    return VcsimSource("binary", executable=named.absolute())
+    named = named.absolute()
+    if named == built_path(cache):
+        return VcsimSource("built", executable=named)
+    found = _on_path()
+    return found if found and found.executable == named else VcsimSource("binary", executable=named)
 
 
 def _first(cache: Path, has_image: Callable[[str], bool]) -> VcsimSource:
@@ -113,11 +117,11 @@ def _engine_has(image: str) -> bool:
     return engine_has_image(image)
 
 
-def module_hash() -> str:
+def module_hash(module: Path = MODULE) -> str:
     """Names the build: a change of any module file makes another one."""
     digest = hashlib.sha256()
     for name in _MODULE_FILES:
-        data = (MODULE / name).read_bytes()
+        data = (module / name).read_bytes()
         digest.update(b"%s %d\n" % (name.encode(), len(data)) + data)
     return digest.hexdigest()[:16]
 
@@ -149,18 +153,20 @@ def _go_version(go: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def built_path(cache: Path) -> Path:
+def built_path(cache: Path, module: Path = MODULE) -> Path:
     """Where the build of the present module files is, or would be."""
-    return cache / f"vcsim-{module_hash()}" / "vcsim"
+    return cache / f"{module.name}-{module_hash(module)}" / module.name
 
 
-def build(cache: Path) -> Path:
-    """Compiles our module unless the cache has it; two builds at once do not disturb each other.
+def build(cache: Path, module: Path = MODULE) -> Path:
+    """Compiles a Go module unless the cache has it; two builds at once do not disturb each other.
+
+    The program is called as the module's folder is.
 
     Raises:
         VcsimMissing: no Go, or the build failed (its last line is in the text).
     """
-    target = built_path(cache)
+    target = built_path(cache, module)
     if target.is_file() and os.access(target, os.X_OK):
         return target
     go = find_go()
@@ -168,11 +174,11 @@ def build(cache: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise VcsimMissing(f"the cache folder {cache} can not be written: {exc.strerror}") from exc
-    unfinished = target.with_name(f".vcsim-{os.getpid()}-{os.urandom(4).hex()}")
+    unfinished = target.with_name(f".{module.name}-{os.getpid()}-{os.urandom(4).hex()}")
     env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     command = [str(go), "build", "-trimpath", "-ldflags", "-s -w", "-o", str(unfinished), "."]
     try:
-        done = subprocess.run(command, cwd=MODULE, env=env, capture_output=True, text=True, timeout=BUILD_DEADLINE)
+        done = subprocess.run(command, cwd=module, env=env, capture_output=True, text=True, timeout=BUILD_DEADLINE)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise VcsimMissing(f"go build failed: {lines[-1] if lines else 'no output'}")

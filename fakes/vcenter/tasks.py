@@ -13,7 +13,9 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from fakes.vcenter import soap
 from fakes.vcenter.admin import POLL, AdminSession
+from fakes.vcenter.calls import fault_name
 from fakes.vcenter.world import World
 
 # wsdl method → descriptionId, as vSphere's TaskManager lists them
@@ -89,4 +91,5 @@ class OwnedTask:
 
     async def failed(self, fault: Any) -> None:
         """→ error, with a typed fault."""
+        fault.msg = fault.msg or soap.words(fault_name(fault))
         await self._set("error", fault=fault)

@@ -126,10 +126,10 @@ func run(vpx *simulator.Model, o *options) error {
 	} else {
 		err = model.Load(o.load)
 	}
-	defer model.Remove()
 	if err != nil {
-		return err
+		return err // a model that is not there can not be removed either
 	}
+	defer model.Remove()
 	model.Service.RegisterEndpoints = true
 	model.Service.Listen = &url.URL{Host: o.listen}
 	if o.username != "" {

@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 TIMEOUT = 10.0
 MAGIC = 0xA100DA7A
@@ -30,7 +30,9 @@ class NfcError(Exception):
 class Stream:
     """A TCP connection that can enter and leave TLS."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], *, step: int | None = None) -> None:
+        """`step`: bytes that are sent at once (a segment each)."""
+        self._step = step
         self.sock = socket.create_connection(address, timeout=TIMEOUT)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls: ssl.SSLObject | None = None
@@ -66,7 +68,11 @@ class Stream:
 
     def _flush(self) -> None:
         if self._out.pending:
-            self.sock.sendall(self._out.read())
+            self._put(self._out.read())
+
+    def _put(self, data: bytes) -> None:
+        for at in range(0, len(data), self._step or len(data) or 1):
+            self.sock.sendall(data[at : at + (self._step or len(data))])
 
     def _more(self) -> None:
         data = self.sock.recv(65536)
@@ -76,7 +82,7 @@ class Stream:
 
     def send(self, data: bytes) -> None:
         if self._tls is None:
-            self.sock.sendall(data)
+            self._put(data)
         else:
             self._tls.write(data)
             self._flush()
@@ -113,8 +119,14 @@ class Stream:
 class Authd:
     """The text dialogue of 902 up to PROXY."""
 
-    def __init__(self, address: tuple[str, int], *, maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
-        self.stream = Stream(address)
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        step: int | None = None,
+    ) -> None:
+        self.stream = Stream(address, step=step)
         self.greeting = self.stream.line()
         self.thumbprint = self.stream.start_tls(maximum)
 
@@ -134,25 +146,33 @@ class Authd:
 class Nfc:
     """An NFC session over an authd connection that was answered with `200 Connect`."""
 
-    def __init__(self, stream: Stream, *, ssl_again: bool, eager: bool = False, full: bool = True) -> None:
-        """`eager`: send 43, 33, 51 before reading; `full`: also send 54 and 55."""
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        ssl_again: bool,
+        eager: bool = False,
+        full: bool = True,
+        order: Sequence[int] = (43, 33, 51),
+    ) -> None:
+        """`order` of the first messages; `eager`: all sent before anything is read; `full`: also send 54 and 55."""
         stream.leave_tls()
         if ssl_again:
             stream.start_tls()
         self.stream = stream
         self._op = 0
-        if eager:
-            self._classic(43, b"PlainText")
-            self._classic(33)
-            self._classic(51, struct.pack("<I", 11))
-            self.parameters = self._expect(36)
-            version = self._expect(51)
-        else:
-            self._classic(33)
-            self.parameters = self._expect(36)
-            self._classic(51, struct.pack("<I", 11))
-            version = self._expect(51)
-        self.version = struct.unpack_from("<I", version, 4)[0]
+        bodies = {43: b"PlainText", 33: b"", 51: struct.pack("<I", 11)}
+        answers = {33: 36, 51: 51}
+        got: dict[int, bytes] = {}
+        for kind in order:
+            self._classic(kind, bodies[kind])
+            if not eager and kind in answers:
+                got[kind] = self._expect(answers[kind])
+        for kind in order if eager else ():
+            if kind in answers:
+                got[kind] = self._expect(answers[kind])
+        self.parameters = got[33]
+        self.version = struct.unpack_from("<I", got[51], 4)[0]
         if full:
             self._classic(54, struct.pack("<II", 4, 7))
             stream.send(b"vddk")
@@ -268,16 +288,18 @@ def session(
     service: str = "vpxa-nfc",
     old: bool = False,
     eager: bool = False,
+    order: Sequence[int] = (43, 33, 51),
     maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    step: int | None = None,
 ) -> Iterator[Nfc]:
     """A whole dialogue and an NFC session. `old`: only SESSION and PROXY, as older clients do."""
-    authd = Authd(address, maximum=maximum)
+    authd = Authd(address, maximum=maximum, step=step)
     try:
         authd.tell(f"SESSION {ticket}")
         if not old:
             assert authd.ask("BANNER ").startswith("220 ")
             assert authd.ask("THUMBPRINT_SHA2 PlainText").startswith("200 ")
         assert authd.ask(f"PROXY {service}").startswith("200 Connect ha-nfc")
-        yield Nfc(authd.stream, ssl_again="ssl" in service, eager=eager)
+        yield Nfc(authd.stream, ssl_again="ssl" in service, eager=eager, order=order)
     finally:
         authd.close()

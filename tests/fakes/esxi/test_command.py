@@ -64,6 +64,21 @@ def test_alone_with_an_image(tmp_path: Path) -> None:
     assert not Path(told["ticket_socket"]).exists()
 
 
+def test_below_a_folder_too_deep_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    with _start("--size", "1MiB", "--tickets", "1") as process:
+        told = _first_line(process)
+        with session((told["address"], told["port"]), told["tickets"][0]) as nfc:
+            handle, _ = nfc.open(told["path"])
+            assert nfc.read(handle, 0, 512) == bytes(512)
+            nfc.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert not list(deep.iterdir())
+
+
 def test_sigkill_leaves_no_child_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with _start("--size", "1MiB") as process:
@@ -93,12 +108,12 @@ def _running(pid: int) -> bool:
         ((), 2, "--fabric"),
         (("--size", "1MiB", "--image", "x"), 2, "exclude"),
         (("--size", "lots"), 2, "not a size"),
-        (("--size", "1000"), 3, "multiple of 512"),
-        (("--image", "/nonexistent.raw"), 3, "no such file"),
+        (("--size", "1000"), 2, "multiple of 512"),
+        (("--image", "/nonexistent.raw"), 2, "no such file"),
         (("--fabric", "/nonexistent"), 2, "--certificate"),
         (("--fabric", "/nonexistent", "--certificate", "x"), 2, "no such folder"),
         (("--size", "1MiB", "--listen", "127.0.0.1:none"), 2, "--listen"),
-        (("--size", "1MiB", "--listen", "192.0.2.1:0"), 1, "assign"),
+        (("--size", "1MiB", "--listen", "192.0.2.1:0"), 2, "assign"),
     ],
 )
 def test_bad_command_lines(arguments: tuple[str, ...], code: int, text: str) -> None:

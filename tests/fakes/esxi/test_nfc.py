@@ -7,6 +7,7 @@ import random
 import ssl
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 
 import pytest
 
@@ -28,6 +29,25 @@ def test_reads_the_whole_disk(esxi: Host, service: str, eager: bool) -> None:
         nfc.close()
     closed = esxi.journal("close")[-1]
     assert (closed["bytes_read"], closed["bytes_written"], closed["service"]) == (SIZE, 0, service)
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["waits", "eager"])
+@pytest.mark.parametrize("order", [*permutations((43, 33, 51)), (33, 51), (51, 33)])
+def test_every_order_of_the_first_messages(esxi: Host, eager: bool, order: tuple[int, ...]) -> None:
+    with session(esxi.address, esxi.ticket(), eager=eager, order=order) as nfc:
+        assert nfc.version == 11
+        handle, _ = nfc.open(esxi.path)
+        assert nfc.read(handle, 512, 512) == esxi.image.read_bytes()[512:1024]
+        nfc.close()
+
+
+@pytest.mark.parametrize("service", ["nfc", "nfcssl"])
+def test_a_client_that_sends_a_byte_at_a_time(esxi: Host, service: str) -> None:
+    with session(esxi.address, esxi.ticket(write=True), service=service, step=1, eager=True) as nfc:
+        handle, _ = nfc.open(esxi.path, write=True)
+        nfc.write(handle, 512, b"slow" * 128)
+        assert nfc.read(handle, 512, 512) == b"slow" * 128
+        nfc.close()
 
 
 @pytest.mark.parametrize("maximum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -155,6 +175,29 @@ def test_bad_writes_are_refused_once(esxi: Host) -> None:
         _refused(6, lambda: nfc.receive(op, 7))
         nfc.write(handle, 0, b"x" * 512, compression=2)  # FastLZ that fell back to raw
         assert nfc.read(handle, 0, 512) == b"x" * 512
+        nfc.close()
+
+
+def test_a_client_that_dies_in_the_middle_of_a_write(esxi: Host) -> None:
+    before = esxi.image.read_bytes()[: 128 << 10]
+    with session(esxi.address, esxi.ticket(write=True)) as nfc:
+        handle, _ = nfc.open(esxi.path, write=True)
+        header = struct.pack("<QIIQIIIII", handle, 0, 0, 0, 128 << 10, 0, 65536, 65536, 0)
+        nfc.send(7, header, b"half a fragment")
+    with session(esxi.address, esxi.ticket(write=True)) as nfc:
+        handle, _ = nfc.open(esxi.path, write=True)
+        assert nfc.read(handle, 0, 128 << 10) == before
+        nfc.write(handle, 0, b"next" * 128)
+        nfc.close()
+    assert esxi.image.read_bytes()[:512] == b"next" * 128
+
+
+def test_nothing_is_read_and_the_last_sector_is(esxi: Host) -> None:
+    with session(esxi.address, esxi.ticket()) as nfc:
+        handle, _ = nfc.open(esxi.path)
+        assert struct.unpack("<QIIQIIIII", nfc.receive(nfc.send_read(handle, 512, 0), 7))[3:8] == (512, 0, 0, 0, 0)
+        assert nfc.read(handle, SIZE - 512, 512) == esxi.image.read_bytes()[-512:]
+        _refused(3, lambda: nfc.read(handle, SIZE, 512))
         nfc.close()
 
 

@@ -245,7 +245,7 @@ def test_a_portal_that_is_taken(start: Start, lun: Path, tmp_path: Path) -> None
     command = [*san.command, "--state", str(tmp_path / "another")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert run.returncode == 2 and not run.stdout
-    assert run.stderr == f"fake san: cannot serve {san.address} port 3260: Address already in use\n"
+    assert run.stderr == f"vadplab fake san: cannot serve {san.address} port 3260: Address already in use\n"
     assert initiator("iscsi-inq", san.url())[0] == 0
     assert san.call("lun.info")["online"] is True
 
@@ -254,7 +254,7 @@ def test_a_folder_that_is_taken(start: Start, lun: Path) -> None:
     san = start(lun)
     command = [*san.command, "--listen", loopback()]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
-    assert run.returncode == 2 and run.stderr == f"fake san: {san.home / 'san'} is in use by another array\n"
+    assert run.returncode == 2 and run.stderr == f"vadplab fake san: {san.home / 'san'} is in use by another array\n"
     assert san.call("sessions.list") == []  # its control socket is still there
 
 

@@ -100,7 +100,7 @@ def test_a_portal_that_is_not_ours(good: dict[str, str]) -> None:
     if run.returncode == 3:
         pytest.skip(run.stderr)
     assert run.returncode == 2 and not run.stdout
-    assert run.stderr == "fake san: cannot serve 192.0.2.1 port 3260: Cannot assign requested address\n"
+    assert run.stderr == "vadplab fake san: cannot serve 192.0.2.1 port 3260: Cannot assign requested address\n"
 
 
 def test_a_missing_program() -> None:

@@ -27,9 +27,9 @@ def start(vcsim: source.VcsimSource) -> Iterator[Any]:
     """Starts the command; kills what is left at the end."""
     running: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
+    def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "fakes.vcenter", "--vcsim", str(vcsim.executable), *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         running.append(process)
         return process
 
@@ -128,9 +128,74 @@ def test_a_port_in_use_and_a_missing_vcsim(start: Any, tmp_path: Path) -> None:
     assert "no executable file" in err
 
 
-def test_a_simulator_that_fails_to_start(start: Any) -> None:
-    process = start("--", "-no-such-flag")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "no-such-flag" in err or "vcsim ended at its start" in err
-    assert "Traceback" not in err
+def test_flags_that_the_simulator_refuses_are_bad_input(start: Any) -> None:
+    cases = [
+        (("-no-such-flag",), "no-such-flag"),
+        (("-dc", "x"), 'invalid value "x"'),
+        (("-load", "/no/such/folder"), "/no/such/folder"),
+        (("-tls=true",), "--certificate"),
+        (("-l", "127.0.0.1:1"), "--listen"),
+    ]
+    processes = [(start("--", *flags), text) for flags, text in cases]
+    for process, text in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2, err
+        assert text in err
+        assert "Traceback" not in err
+
+
+def log_in(process: subprocess.Popen[str]) -> Any:
+    """A session with what the first two lines say."""
+    port = int(line(process).split(":")[2].split("/")[0])
+    words = line(process).replace(",", "").split()
+    trust = ssl._create_unverified_context()
+    return SmartConnect(host="127.0.0.1", port=port, user=words[1], pwd=words[3], sslContext=trust)
+
+
+def test_the_simulators_own_user(start: Any) -> None:
+    process = start("--", "-username", "backup", "-password=s3cret", "-dc", "0")
+    session = log_in(process)
+    assert session.RetrieveContent().sessionManager.currentSession.userName == "backup@vsphere.local"
+    Disconnect(session)
+
+
+def test_the_simulator_as_a_lone_host(start: Any) -> None:
+    process = start("--", "-esx")
+    session = log_in(process)
+    content = session.RetrieveContent()
+    assert content.about.apiType == "HostAgent"
+    vm = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True).view[0]
+    task = vm.CreateSnapshot_Task(name="s", memory=False, quiesce=False)
+    until(lambda: task.info.state == "success")
+    assert vm.snapshot.currentSnapshot == task.info.result
+    Disconnect(session)
+
+
+def test_a_signal_before_or_at_the_first_line_ends_it_cleanly(start: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    at_once = start(environment=environment)
+    line(at_once)
+    at_once.send_signal(signal.SIGTERM)
+    assert at_once.wait(15) == 0
+    early = start(environment=environment)
+    until(lambda: any(tmp_path.glob("*/state/vcsim-*")))  # vcsim is being started
+    early.send_signal(signal.SIGTERM)
+    assert early.wait(15) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_it_leaves_no_folder_and_starts_again_in_its_state(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "inventory.yaml").write_text(
+        "hosts: [{name: esxi-1, address: 10.0.0.1}]\n"
+        "datastores: [{name: store, capacity: 64MiB, hosts: [esxi-1]}]\n"
+        "vms: [{name: web, host: esxi-1, datastore: store, disks: [{size: 1MiB}]}]\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    arguments = ["--inventory", str(tmp_path / "inventory.yaml"), "--state", str(tmp_path / "state")]
+    for _ in range(2):
+        process = start(*arguments, environment=environment)
+        assert line(process).startswith("https://")
+        process.kill()
+        process.wait(10)
+    until(lambda: not any((tmp_path / "tmp").iterdir()))

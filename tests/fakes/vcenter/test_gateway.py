@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import threading
@@ -14,16 +15,21 @@ from pyVmomi import vim, vmodl
 
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
-from tests.fakes.vcenter.conftest import Site
+from tests.fakes.vcenter.conftest import PASSWORD, USER, Site
 from tests.fakes.vcenter.test_snapshots import files, journal, stored, take, until
 
 
 def get(
-    site: Site, path: str, session: Any = None, method: str = "GET", body: bytes | None = None
+    site: Site,
+    path: str,
+    session: Any = None,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """An HTTP request with the session's cookie."""
     connection = http.client.HTTPSConnection("127.0.0.1", site.port, context=site.trust, timeout=30)
-    headers = {"Cookie": session._stub.cookie.split(";")[0]} if session is not None else {}
+    headers = {"Cookie": session._stub.cookie.split(";")[0]} if session is not None else headers or {}
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -87,6 +93,36 @@ def test_datastore_files_need_a_session(site: Site, session: Any) -> None:
     assert get(site, upload, session, "PUT", data)[0] in (200, 201)
     assert get(site, upload, session) == (200, data)
     assert get(site, upload, session, "HEAD") == (200, b"")
+
+
+def test_datastore_files_by_a_ticket_for_one_request(site: Site, session: Any) -> None:
+    path = "/folder/files-vm/files-vm.vmx?dcPath=DC1&dsName=datastore1"
+    manager = session.RetrieveContent().sessionManager
+
+    def ticket(method: str | None = "httpGet") -> dict[str, str]:
+        spec = vim.SessionManager.HttpServiceRequestSpec(method=method, url="https://10.0.0.1" + path)
+        return {"Cookie": f'vmware_cgi_ticket="{manager.AcquireGenericServiceTicket(spec).id}"'}
+
+    once = ticket()
+    assert get(site, path, headers=once)[0] == 200
+    assert get(site, path, headers=once)[0] == 401
+    assert get(site, path, headers=ticket(None))[0] == 200
+    assert get(site, path, headers=ticket("httpPut"))[0] == 401
+    assert get(site, path.replace("files-vm.vmx", "files-vm.vmdk"), headers=ticket())[0] == 401
+    assert get(site, path.replace("datastore1", "datastore2"), headers=ticket())[0] == 401
+    assert get(site, path, headers={"Cookie": "vmware_cgi_ticket=made-up"})[0] == 401
+
+
+def test_datastore_files_by_a_password(site: Site) -> None:
+    path = "/folder/files-vm/files-vm.vmx?dcPath=DC1&dsName=datastore1"
+
+    def basic(text: str) -> dict[str, str]:
+        return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+    assert get(site, path, headers=basic(f"{USER}:{PASSWORD}"))[0] == 200
+    for wrong in (f"{USER}:nope", f"nobody:{PASSWORD}", USER, ":", "\0:\x01"):
+        assert get(site, path, headers=basic(wrong))[0] == 401, wrong
+    assert get(site, path, headers={"Authorization": "Basic ???"})[0] == 401
 
 
 def test_other_spellings_of_a_path_are_the_same_path(site: Site, session: Any) -> None:

@@ -49,7 +49,14 @@ def nfc_type() -> Iterator[Any]:
     )
     kind = VmomiSupport.GetVmodlType("vim.ClientNfcService")
     kind._wsdlName = "NfcService"
+    types, name = VmomiSupport._wsdlTypeMap, (soap.VIM25, "NfcService")
+    other = types.get(name)
+    types[name] = kind  # faults name the object
     yield kind
+    if other is None:
+        del types[name]
+    else:
+        types[name] = other
     for method in METHODS:
         del table[soap.VIM25, method[1]]
     table.update(aside)

@@ -48,6 +48,22 @@ def test_empty_enumerations_are_dropped_and_others_kept() -> None:
     assert Sanitiser().clean(full) == full
 
 
+def test_errors_are_said_in_words_and_files_by_their_datastore() -> None:
+    clean = Sanitiser().clean
+    error = b"<localizedMessage>*types.%s</localizedMessage>"
+    assert clean(error % b"InvalidPowerState") == b"<localizedMessage>Invalid power state.</localizedMessage>"
+    assert clean(error % b"FileNotFound: /tmp/x") == b"<localizedMessage>File not found.</localizedMessage>"
+    for path in (b"/tmp/a/stubs-3/datastore1/vm/vm.vmx", b"/tmp/b/govcsim-12/DC0-datastore1/vm/vm.vmx"):
+        assert clean(b"<file>%s</file>" % path) == b"<file>[datastore1] vm/vm.vmx</file>"
+    for kept in (b"<file>[datastore1] vm/vm.vmx</file>", b"<file>/etc/passwd</file>"):
+        assert clean(kept) == kept
+
+
+def test_the_gateways_own_session_leaves_lists() -> None:
+    one = b'<UserSession xsi:type="UserSession"><key>%s</key><userName>u</userName></UserSession>'
+    assert Sanitiser(own_session=b"k.1").clean(one % b"a" + one % b"k.1" + one % b"kx1") == one % b"a" + one % b"kx1"
+
+
 def test_hidden_tasks_leave_lists_only() -> None:
     rules = Sanitiser(hidden={b"task-1"})
     listed = (

@@ -46,6 +46,14 @@ def test_a_named_binary_comes_first(bare: Path) -> None:
         source.locate(str(bare / "none"), bare, has_image=no)
 
 
+def test_a_path_that_somebody_found_before_is_called_what_it_is(bare: Path) -> None:
+    """The lab finds vcsim and hands its path on."""
+    built = executable(source.built_path(bare / "cache"))
+    assert source.locate(str(built), bare / "cache", has_image=no).kind == "built"
+    found = executable(bare / "bin" / "vcsim")
+    assert source.locate(str(found), bare / "cache", has_image=no).kind == "path"
+
+
 def test_path_before_docker_before_the_build(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source.os, "geteuid", lambda: 0)
     executable(source.built_path(bare / "cache"))
