@@ -76,11 +76,17 @@ def goal_table(goals: list[Goal]) -> Table:
 
 def stage_table(stages: list[Stage]) -> Table:
     """Where the time goes."""
-    found = Table(title="where the time goes (a profiled run of its own; seconds summed over threads)")
+    found = Table(title="where the time goes")
     for name in ("subject", "half", "stage", "wall s", "CPU s", "calls"):
         found.add_column(name)
     for stage in stages:
-        found.add_row(stage.subject, stage.half, stage.stage, f"{stage.wall:.3f}", f"{stage.cpu:.3f}", str(stage.calls))
+        found.add_row(
+            stage.subject,
+            stage.half,
+            stage.stage,
+            *(f"{each:.3f}" if each else "" for each in (stage.wall, stage.cpu)),
+            str(stage.calls),
+        )
     return found
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The same comparison through a whole lab: real jobs over router, firewall, capture, NFC or iSCSI, and the TLS link of the movers.
 
-The time of a job that is compared begins when the proxy opens the disk (step 20) and ends when the snapshot is committed (step 22
-begins): everything is then synced, verified and visible. What comes before and after is printed beside it, and the whole command.
+The time of a job that is compared begins when the proxy opens the disk (step 20) and ends when the restore point is visible:
+everything is synced and verified then. What comes before and after is printed as stages, and the whole run beside it. CPU seconds
+are those of the whole lab for the whole run, start of the processes included; by daemon they are stages too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _round(
 
     def note(group: str, mode: str, ran: Ran) -> str:
         point = str(ran.document["restore_points"][0]["point"])
-        seconds = ran.at("22", "begin") - ran.at(READS[mode], "begin")
+        seconds = ran.visible() - ran.at(READS[mode], "begin")
         stored = ran.document["restore_points"][0]["disks"][0]["stored"]
         bench.note(group, OURS[mode], Run(seconds, sum(ran.cpu.values()), stored, _whole(ran)))
         for stage, value in _parts(ran, mode).items():
@@ -114,30 +115,24 @@ def _alternate(tools: dict[str, Callable[[], Run]]) -> list[tuple[str | None, tu
 
 
 def _whole(ran: Ran) -> str:
-    return f"from the first to the last event of the run: {_span(ran):.1f} s"
-
-
-def _span(ran: Ran) -> float:
-    times = [event["mono"] for event in ran.events]
-    return float(max(times) - min(times)) / 1e9
+    begin, end = ran.span()
+    return f"the whole run: {end - begin:.1f} s"
 
 
 def _parts(ran: Ran, mode: str) -> dict[str, tuple[float, float]]:
     """Where the time of a job goes by its steps, and CPU seconds by daemon."""
     step = READS[mode]
+    begin, end = ran.span()
     marks = {
-        "1-17: start, movers, vCenter, snapshot": (_first(ran), ran.at("17", "end")),
+        "1-17: start, movers, vCenter, snapshot": (begin, ran.at("17", "end")),
         "18, 19: ticket, connection": (ran.at("17", "end"), ran.at(step, "begin")),
         "20, 21: read, pack, send, write": (ran.at(step, "begin"), ran.at(step, "end")),
-        "21: rest of the verification, sync, visible": (ran.at(step, "end"), ran.at("22", "begin")),
-        "22: snapshot committed": (ran.at("22", "begin"), ran.at("22", "end")),
+        "21: rest of the verification, sync, visible": (ran.at(step, "end"), ran.visible()),
+        "movers end, disk detached": (ran.visible(), ran.at("22", "begin")),
+        "22: snapshot committed, and the end": (ran.at("22", "begin"), end),
     }
     found = {name: (end - begin, 0.0) for name, (begin, end) in marks.items()}
     return found | {f"CPU: {name}": (0.0, seconds) for name, seconds in ran.cpu.items() if seconds >= 0.02}
-
-
-def _first(ran: Ran) -> float:
-    return float(min(event["mono"] for event in ran.events)) / 1e9
 
 
 def _stages(parts: dict[tuple[str, str, str], list[tuple[float, float]]]) -> list[Stage]:

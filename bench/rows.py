@@ -75,7 +75,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where time goes in one half of one run: seconds of the clock and of the CPU, summed over the threads that were in it."""
+    """Where time goes in one half of one run: seconds of the clock and of the CPU, summed over the threads that were in it.
+
+    Of a job through the lab: in one group of runs, by steps and by daemons, medians of the rounds.
+    """
 
     subject: str
     half: str

@@ -56,11 +56,25 @@ class Ran:
     cpu: dict[str, float]
 
     def at(self, step: str, phase: str) -> float:
-        """When a step began or ended, in seconds of the clock that all processes share."""
+        """When a step began or ended."""
         found = [e for e in self.events if (e["kind"], e["step"], e.get("phase")) == ("step", step, phase)]
         if not found:
             raise RuntimeError(f"step {step} did not {phase}")
-        return float(found[0 if phase == "begin" else -1]["mono"]) / 1e9
+        return seconds(found[0 if phase == "begin" else -1])
+
+    def visible(self) -> float:
+        """When the restore point was visible: letting go of the movers' control connections is what follows that."""
+        return min(seconds(e) for e in self.events if (e["kind"], e["step"]) == ("bytes", "6"))
+
+    def span(self) -> tuple[float, float]:
+        """The first and the last event of the run."""
+        times = [seconds(event) for event in self.events]
+        return min(times), max(times)
+
+
+def seconds(event: Document) -> float:
+    """When an event was written, in seconds of the clock that all processes share."""
+    return float(event["mono"]) / 1e9
 
 
 class Site:
@@ -133,7 +147,7 @@ class Site:
             f"{host['name']}: {one['name']}": one["pid"] for host in status["hosts"] for one in host["processes"]
         }
         proc = self._outside("/proc")
-        ours = {pid for pid in daemons.values()}
+        ours = set(daemons.values())
         found = {name: _tree(proc, pid, ours - {pid}) for name, pid in daemons.items()}
         return {**found, "router, capture, supervisor": _tree(proc, 1, ours)}
 
@@ -142,11 +156,11 @@ def _tree(proc: Path, pid: int, others: set[int]) -> float:
     """CPU seconds of a process and its living children, each with the children that it has reaped; not of `others`."""
     try:
         words = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        children = [int(word) for each in (proc / str(pid) / "task").iterdir() for word in (each / "children").read_text().split()]  # fmt: skip
+        children = " ".join(each.read_text() for each in (proc / str(pid) / "task").glob("*/children"))
     except OSError:
         return 0.0  # it has ended
     own = sum(int(word) for word in words[11:15]) / _TICK
-    return own + sum(_tree(proc, child, others) for child in children if child not in others)
+    return own + sum(_tree(proc, child, others) for child in map(int, children.split()) if child not in others)
 
 
 @contextlib.contextmanager

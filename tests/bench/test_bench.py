@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import backup
+from bench import backup, site
 from bench.__main__ import size
 from bench.disk import CLUSTER, change, make
 from bench.goals import of
 from bench.hosts import areas
 from bench.profile import Profile
 from bench.rows import Goal, Row, compare
+from tests.lab.realise.labs import why_no_lab
 
 
 def test_ratios_are_speed_against_the_reference() -> None:
@@ -106,17 +108,61 @@ def test_missing_tools_are_named_with_their_packages(tmp_path: Path) -> None:
     assert "apt-get install" in done.stderr and "restic" in done.stderr and "borgbackup" in done.stderr
 
 
+def test_a_process_counts_with_its_children_but_not_with_other_daemons(tmp_path: Path) -> None:
+    def process(pid: int, ticks: str, children: str) -> None:
+        task = tmp_path / str(pid) / "task" / str(pid)
+        task.mkdir(parents=True)
+        (task / "children").write_text(children)
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a name) S {'0 ' * 10}{ticks} 20 0")
+
+    process(1, "1 2 3 4", "2 3 ")
+    process(2, "10 0 0 0", "")
+    process(3, "100 0 0 0", "99 ")
+    tick = os.sysconf("SC_CLK_TCK")
+    assert site._tree(tmp_path, 1, {3}) == 20 / tick, "user, system, and both of reaped children"
+    assert site._tree(tmp_path, 3, set()) == 100 / tick, "a child that has ended meanwhile counts nothing"
+
+
+def test_a_run_says_when_its_steps_were_and_when_the_point_was_visible() -> None:
+    def event(kind: str, step: str, mono: int, **more: str) -> dict[str, Any]:
+        return {"kind": kind, "step": step, "mono": mono * 10**9, **more}
+
+    ran = site.Ran({}, [event("step", "20c", 1, phase="begin"), event("step", "20c", 3, phase="end"),
+                        event("bytes", "20c", 4), event("bytes", "6", 5), event("bytes", "6", 6)], {})  # fmt: skip
+    assert (ran.at("20c", "begin"), ran.at("20c", "end"), ran.visible(), ran.span()) == (1, 3, 5, (1, 6))
+    with pytest.raises(RuntimeError, match="step 22 did not begin"):
+        ran.at("22", "begin")
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0 or why_no_lab() is not None, reason="needs root and a lab")
+def test_a_small_run_through_a_lab(tmp_path: Path) -> None:
+    (found,) = _small_run("jobs", tmp_path)["measurements"]
+    names = {(row["group"], row["name"]) for row in found["rows"]}
+    assert {(group, name) for group in (backup.FULL, backup.INCREMENTAL) for name in backup.OURS.values()} < names
+    assert {(backup.RESTORE, backup.QEMU_RESTORE), (backup.RESTORE, backup.LINK)} < names
+    assert all(row["median"] > 0 and row["out_mib"] > 0 for row in found["rows"])
+    assert len(found["goals"]) == 15
+    full, incremental = (
+        {
+            stage["stage"]: stage
+            for stage in found["stages"]
+            if (stage["subject"], stage["half"]) == ("vadplab nbd", group)
+        }
+        for group in (backup.FULL, backup.INCREMENTAL)
+    )
+    for stages in (full, incremental):
+        assert stages["20, 21: read, pack, send, write"]["wall"] > 0
+        assert stages["CPU: proxy-1: transport"]["cpu"] > 0 < stages["CPU: repository-1: transport"]["cpu"]
+
+
 @pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: FUSE files and an iSCSI target")
 def test_a_small_run(tmp_path: Path) -> None:
-    missing = [package for tool, package in backup.TOOLS.items() if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    out = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "bench", "backup", "--size", "16MiB", "--rounds", "1", "--json", str(out)]
-    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    document = json.loads(out.read_text())
+    document = _small_run("backup", tmp_path)
     (found,) = document["measurements"]
     assert document["schema"] == "vadplab.bench/1"
     names = {group: {row["name"] for row in found["rows"] if row["group"] == group} for group in
@@ -128,6 +174,20 @@ def test_a_small_run(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert row["median"] > 0 and row["out_mib"] > 0
         assert row["ratios"] or row["name"] == backup.QEMU_RESTORE
-    assert len(found["goals"]) == 16 and all(goal["text"] in table for goal in found["goals"])
+    assert len(found["goals"]) == 16
     stages = {(stage["half"], stage["stage"]) for stage in found["stages"]}
     assert {("source", "compress"), ("source", "read: wait"), ("target", "verify: expand")} < stages
+
+
+def _small_run(name: str, folder: Path) -> dict[str, Any]:
+    """The document of a measurement of a small disk, once; the table beside it names every goal."""
+    missing = [package for tool, package in backup.TOOLS.items() if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    out = folder / "bench.json"
+    command = [sys.executable, "-m", "bench", name, "--size", "16MiB", "--rounds", "1", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(out.read_text())
+    assert all(goal["text"] in done.stdout for one in document["measurements"] for goal in one["goals"])
+    return document
