@@ -3,8 +3,8 @@
 
 vcsim has one template of local hardware for all hosts and no VMFS datastore (vcsim reference section 14). Replies are
 patched: `Datastore.info` becomes a `VmfsDatastoreInfo` whose extent names the LUN (`naa.…`); a host that mounts a
-datastore shows an iSCSI adapter, the LUN as a `HostScsiDisk`, and the path between them. Insertions only: what vcsim
-says stays.
+datastore shows an iSCSI adapter, the LUN as a `HostScsiDisk`, the path between them and the volume that is mounted.
+Insertions only: what vcsim says stays.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fakes.core.inventory import Inventory
 from fakes.vcenter import soap
 
 ADAPTER = "vmhba65"
+_ADAPTER_KEY = f"key-vim.host.InternetScsiHba-{ADAPTER}"
 # vcsim's encoder writes the type as `xsi:type` or, in replies to Fetch, as `_XMLSchema-instance:type`
 _TYPE = rb'[\w-]+:type="(?:[\w-]+:)?'
 _LOCAL_INFO = re.compile(
@@ -37,6 +38,13 @@ _BLOCKS = {
     b"hostBusAdapter": (b"ArrayOfHostHostBusAdapter", b"HostHostBusAdapter"),
     b"scsiLun": (b"ArrayOfScsiLun", b"ScsiLun"),
 }
+# what is appended to → the names that it has as an element
+_PARENTS = {
+    b"HostScsiTopology": (b"scsiTopology",),
+    b"HostMultipathInfo": (b"multipathInfo",),
+    b"HostFileSystemVolumeInfo": (b"fileSystemVolume", b"fileSystemVolumeInfo"),
+}
+_MARKS = (b"scsiLun>", b"ScsiLun", b"HostHostBusAdapter", b"fileSystemVolume", *_PARENTS)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class HostStorage:
             body = _LOCAL_INFO.sub(self._datastore, body)
         if b"OTHER" in body:
             body = _SUMMARY_TYPE.sub(rb"\1VMFS\2", _SUMMARY.sub(self._summary, body))
-        if b"scsiLun>" in body or b"ScsiLun" in body or b"HostHostBusAdapter" in body:
+        if any(mark in body for mark in _MARKS):
             if this in self.mounts:
                 return self._host(body, self.mounts[this])
             return _OBJECT.sub(self._object, body)
@@ -159,7 +167,32 @@ class HostStorage:
                 body,
                 flags=re.DOTALL,
             )
+        for parent, children in _children(luns).items():
+            body = _append(body, parent, children)
         return _software_adapter(body)
+
+
+def _append(body: bytes, parent: bytes, children: bytes) -> bytes:
+    """`children` behind the last child of each `parent`, be it an element or a property of its own."""
+    for name in _PARENTS[parent]:
+        body = body.replace(b"</" + name + b">", children + b"</" + name + b">")
+    return re.sub(
+        rb"(<(val|returnval)[^>]*" + _TYPE + parent + rb'"[^>]*>.*?)(</\2>)',
+        lambda match: match[1] + children + match[3],
+        body,
+        flags=re.DOTALL,
+    )
+
+
+def _children(luns: list[Lun]) -> dict[bytes, bytes]:
+    paths = [soap.serialise(logical_unit(each), "lun", vim.host.MultipathInfo.LogicalUnit) for each in luns]
+    mounted = [soap.serialise(mount(each), "mountInfo", vim.host.FileSystemMountInfo) for each in luns]
+    adapter = soap.serialise(topology(luns), "adapter", vim.host.ScsiTopology.Interface)
+    return {
+        b"HostScsiTopology": adapter.encode(),
+        b"HostMultipathInfo": "".join(paths).encode(),
+        b"HostFileSystemVolumeInfo": "".join(mounted).encode(),
+    }
 
 
 def _complete(run: bytes) -> bool:
@@ -180,10 +213,9 @@ def serialised(value: Any, kind: Any) -> bytes:
     return text[2 : text.rindex("</")].encode()
 
 
-def vmfs_info(found: Lun) -> Any:
-    """The datastore as VMFS on its LUN."""
-    url = f"ds:///vmfs/volumes/{found.vmfs_uuid}/"
-    volume = vim.host.VmfsVolume(
+def vmfs_volume(found: Lun) -> Any:
+    """The volume on the LUN."""
+    return vim.host.VmfsVolume(
         type="VMFS",
         name=found.datastore,
         capacity=found.size,
@@ -201,6 +233,21 @@ def vmfs_info(found: Lun) -> Any:
         local=False,
         scsiDiskType="native512",
     )
+
+
+def mount(found: Lun) -> Any:
+    """The volume as a host has mounted it."""
+    path = f"/vmfs/volumes/{found.vmfs_uuid}"
+    return vim.host.FileSystemMountInfo(
+        mountInfo=vim.host.MountInfo(path=path, accessMode="readWrite", mounted=True, accessible=True),
+        volume=vmfs_volume(found),
+        vStorageSupport="vStorageUnsupported",
+    )
+
+
+def vmfs_info(found: Lun) -> Any:
+    """The datastore as VMFS on its LUN."""
+    url = f"ds:///vmfs/volumes/{found.vmfs_uuid}/"
     return vim.host.VmfsDatastoreInfo(
         name=found.datastore,
         url=url,
@@ -210,20 +257,54 @@ def vmfs_info(found: Lun) -> Any:
         maxMemoryFileSize=70368744177664,
         maxPhysicalRDMFileSize=70368744177664,
         maxVirtualRDMFileSize=68169720922112,
-        vmfs=volume,
+        vmfs=vmfs_volume(found),
     )
+
+
+def _disk_uuid(found: Lun) -> str:
+    return f"0200{found.number:02x}0000{found.naa.removeprefix('naa.')}{found.model[:6].encode().hex()}"
+
+
+def _disk_key(found: Lun) -> str:
+    return f"key-vim.host.ScsiDisk-{_disk_uuid(found)}"
+
+
+def topology(luns: list[Lun]) -> Any:
+    """Which LUNs are behind the iSCSI adapter; all are of one target."""
+    kind = vim.host.ScsiTopology
+    seen = [
+        kind.Lun(key=f"key-vim.host.ScsiTopology.Lun-{_disk_uuid(each)}", lun=each.number, scsiLun=_disk_key(each))
+        for each in luns
+    ]
+    target = kind.Target(key=f"key-vim.host.ScsiTopology.Target-{ADAPTER}:0:0", target=0, lun=seen)
+    return kind.Interface(key=f"key-vim.host.ScsiTopology.Interface-{ADAPTER}", adapter=_ADAPTER_KEY, target=[target])
+
+
+def logical_unit(found: Lun) -> Any:
+    """The one path to a LUN."""
+    kind, key = vim.host.MultipathInfo, f"key-vim.host.MultipathInfo.LogicalUnit-{_disk_uuid(found)}"
+    name = f"{ADAPTER}:C0:T0:L{found.number}"
+    path = kind.Path(
+        key=f"key-vim.host.MultipathInfo.Path-{name}",
+        name=name,
+        pathState="active",
+        state="active",
+        isWorkingPath=True,
+        adapter=_ADAPTER_KEY,
+        lun=key,
+    )
+    policy = kind.FixedLogicalUnitPolicy(policy="VMW_PSP_FIXED", prefer=name)
+    return kind.LogicalUnit(key=key, id=_disk_uuid(found), lun=_disk_key(found), path=[path], policy=policy)
 
 
 def scsi_disk(found: Lun) -> Any:
     """The LUN as a host sees it."""
-    digits = found.naa.removeprefix("naa.")
-    key = f"0200{found.number:02x}0000{digits}{found.model[:6].encode().hex()}"
     path = f"/vmfs/devices/disks/{found.naa}"
     return vim.host.ScsiDisk(
         deviceName=path,
         deviceType="disk",
-        key=f"key-vim.host.ScsiDisk-{key}",
-        uuid=key,
+        key=_disk_key(found),
+        uuid=_disk_uuid(found),
         descriptor=[vim.host.ScsiLun.Descriptor(quality="highQuality", id=found.naa)],
         canonicalName=found.naa,
         displayName=f"{found.vendor} iSCSI Disk ({found.naa})",
@@ -254,7 +335,7 @@ def iscsi_adapter(host: str, luns: list[Lun]) -> Any:
         send.append(vim.host.InternetScsiHba.SendTarget(address=address, port=int(port)))
         static.append(vim.host.InternetScsiHba.StaticTarget(address=address, port=int(port), iScsiName=name))
     return vim.host.InternetScsiHba(
-        key=f"key-vim.host.InternetScsiHba-{ADAPTER}",
+        key=_ADAPTER_KEY,
         device=ADAPTER,
         bus=65,
         status="online",

@@ -58,6 +58,43 @@ def test_a_lun_is_matched_to_its_datastore(real: RealSite) -> None:
     assert adapters[-1].configuredStaticTarget == []  # nobody said where the array is
 
 
+def test_topology_paths_and_mounts_name_the_lun(real: RealSite) -> None:
+    far = by_name(real, vim.HostSystem)["10.77.22.2"]
+    device = far.config.storageDevice
+    keys = {each.canonicalName: each.key for each in device.scsiLun}
+    adapters = {each.key: each.device for each in device.hostBusAdapter}
+    wanted = {keys[naa(real, name)] for name in ("datastore1", "datastore2")}
+    interface = device.scsiTopology.adapter[-1]
+    assert adapters[interface.adapter] == "vmhba65"
+    assert {each.scsiLun for each in interface.target[0].lun} == wanted
+    # every LUN has its path, those of vcsim's template and ours (a client joins the two lists by key)
+    assert {each.lun for each in device.multipathInfo.lun} >= wanted
+    paths = [path for each in device.multipathInfo.lun if each.lun in wanted for path in each.path]
+    assert {adapters[path.adapter] for path in paths} == {"vmhba65"}
+    mounted = {m.volume.name: m.volume for m in far.config.fileSystemVolume.mountInfo if m.volume.type == "VMFS"}
+    store = by_name(real, vim.Datastore)["datastore2"]
+    assert mounted["datastore2"].uuid == store.info.vmfs.uuid
+    system = far.configManager.storageSystem
+    assert {"datastore1", "datastore2"} <= {m.volume.name for m in system.fileSystemVolumeInfo.mountInfo}
+    near = by_name(real, vim.HostSystem)["10.77.21.2"]
+    assert "datastore2" not in {m.volume.name for m in near.config.fileSystemVolume.mountInfo}
+    query = vmodl.query.PropertyCollector
+    for path, kind in (
+        ("config.storageDevice.multipathInfo", "lun"),
+        ("config.storageDevice.scsiTopology", "adapter"),
+        ("config.fileSystemVolume", "mountInfo"),
+    ):
+        spec = query.FilterSpec(
+            objectSet=[query.ObjectSpec(obj=far)],
+            propSet=[query.PropertySpec(type=vim.HostSystem, pathSet=[path])],
+        )
+        [found] = real.session.RetrieveContent().propertyCollector.RetrieveContents([spec])
+        whole: Any = far
+        for name in path.split("."):
+            whole = getattr(whole, name)
+        assert len(getattr(found.propSet[0].val, kind)) == len(getattr(whole, kind)), path
+
+
 def test_every_way_of_reading_gives_the_same(real: RealSite) -> None:
     hosts = by_name(real, vim.HostSystem)
     expected = {host.name: luns(host.config.storageDevice) for host in hosts.values()}
