@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,14 @@ from tests.engine.pki import Pki
 
 PASSWORD = "S3cret-of-the-database"
 NAME = "config-db"
+MADE = "vadplab-test-postgresql"
+_START = """\
+set -e
+printf %s "$POSTGRES_PASSWORD" >/tmp/password
+BIN/initdb -D /data/db -U "$POSTGRES_USER" --pwfile=/tmp/password -A scram-sha-256 -E UTF8 --locale=C --no-sync
+echo "CREATE DATABASE $POSTGRES_DB" | BIN/postgres --single -D /data/db postgres
+exec BIN/postgres -D /data/db -k /tmp -c listen_addresses=127.0.0.1
+"""
 
 
 def installed() -> bool:
@@ -33,34 +45,91 @@ def installed() -> bool:
 
 
 def image() -> str | None:
-    """A PostgreSQL image that a Docker engine of this machine has; nothing is pulled for a test."""
+    """A PostgreSQL image: one that this machine's Docker engine has, else one made from the installed server (none is pulled)."""
     import docker
 
     try:
-        client = docker.from_env(timeout=5)
+        client = docker.from_env(timeout=60)
     except docker.errors.DockerException:
         return None
     try:
         tags = [tag for found in client.images.list(name="postgres") for tag in found.tags]
-        return tags[0] if tags else None
+        if tags:
+            return str(tags[0])
+        if not installed() or shutil.which("ldd") is None:
+            return None
+        changes = ["USER 999", 'ENTRYPOINT ["/bin/sh", "/start"]']
+        client.api.import_image_from_data(_archive(), repository=MADE, tag="latest", changes=changes)
+        return f"{MADE}:latest"
     except docker.errors.DockerException:
         return None
     finally:
         client.close()
 
 
+def _archive() -> bytes:
+    """A root file system with the installed server, what it is linked with, a shell, and a start as the stock image's."""
+    folder = postgres.binaries()
+    library = folder.parent / "lib"
+    programs = [Path("/bin/sh"), *(folder / name for name in ("postgres", "initdb"))]
+    files = {path: path for path in programs} | {path: path for path in library.glob("*.so") if "jit" not in path.name}
+    for program in programs:
+        linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        files |= {Path(word): Path(word) for word in linked.split() if word.startswith("/")}
+    share = Path("/usr/share/postgresql", folder.parent.name)
+    start = _START.replace("BIN", str(folder))
+    texts = {"start": start, "etc/passwd": "postgres:x:999:999::/data:/bin/sh\n"}
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", dereference=True) as tar:
+        for name, mode in (("tmp", 0o1777), ("data", 0o777)):
+            made = tarfile.TarInfo(name)
+            made.type, made.mode = tarfile.DIRTYPE, mode
+            tar.addfile(made)
+        for name, text in texts.items():
+            made = tarfile.TarInfo(name)
+            made.size, made.mode = len(text.encode()), 0o755
+            tar.addfile(made, io.BytesIO(text.encode()))
+        for path in (*files, share, Path("/usr/share/zoneinfo/UTC")):
+            tar.add(path, str(path).lstrip("/"))
+    return data.getvalue()
+
+
 @contextmanager
 def container(folder: Path, tag: str) -> Iterator[Place]:
-    """PostgreSQL in a container (without TLS: the image has no certificate of ours)."""
-    from testcontainers.community.postgres import PostgresContainer
+    """PostgreSQL in a container (without TLS: the image has no certificate of ours), in the host's network.
+
+    A Docker engine without a bridge cannot publish ports.
+    """
+    from testcontainers.core.config import testcontainers_config
+    from testcontainers.core.container import DockerContainer
 
     from engine.model.connect import place
 
+    testcontainers_config.ryuk_disabled = True  # its own helper image cannot be pulled; `with` removes the container
     password = folder / "password"
     password.write_text(PASSWORD)
-    with PostgresContainer(tag, username="vadplab", password=PASSWORD, dbname="vadplab", driver=None) as made:
-        address = socket.gethostbyname(made.get_container_host_ip())
-        yield place(f"postgresql://vadplab@{address}:{made.get_exposed_port(5432)}/vadplab", password=password)
+    port = free_port()
+    made = DockerContainer(tag).with_kwargs(network_mode="host")
+    for name, value in (("USER", "vadplab"), ("PASSWORD", PASSWORD), ("DB", "vadplab")):
+        made = made.with_env(f"POSTGRES_{name}", value)
+    with made.with_env("PGPORT", str(port)).with_command("postgres -c listen_addresses=127.0.0.1"):
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < deadline, made.get_logs()
+            time.sleep(0.05)
+        yield place(f"postgresql://vadplab@127.0.0.1:{port}/vadplab", password=password)
+    if tag.startswith(MADE):
+        made.get_docker_client().client.images.remove(tag, force=True)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 needs_postgres = pytest.mark.skipif(not installed(), reason="no PostgreSQL server is installed (package postgresql)")
@@ -103,9 +172,7 @@ def serving() -> Iterator[Server]:
     """A server for some tests; each should use tables of its own or drop them."""
     with tempfile.TemporaryDirectory(prefix="vp-pg-") as name:
         folder = Path(name)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         server = Server(folder, port)
         server.pki.identity(NAME)
         (folder / f"{NAME}.pem").chmod(0o600)
