@@ -38,6 +38,13 @@ def reference(kind: str, moid: str) -> Any:
         return VmomiSupport.ManagedObject(moid)
 
 
+def _said(fault: Any) -> Any:
+    """vcsim calls a fault without a text by its Go type (vcsim reference section 8.2 #5)."""
+    if (fault.msg or "").startswith("*types."):
+        fault.msg = soap.words(type(fault).__name__.rpartition(".")[2])
+    return fault
+
+
 class _Stub(SoapAdapter.SoapStubAdapterBase):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(soap.VERSION)
@@ -82,7 +89,7 @@ class AdminSession:
         status, body = await self.raw(message)
         result = SoapAdapter.SoapResponseDeserializer(None).Deserialize(body, info.result)
         if status != 200:
-            raise result if isinstance(result, Exception) else vmodl.fault.SystemError(reason=f"HTTP {status}")
+            raise _said(result) if isinstance(result, Exception) else vmodl.fault.SystemError(reason=f"HTTP {status}")
         return result
 
     async def connect(self) -> Any:
@@ -134,5 +141,5 @@ class AdminSession:
                 if info is not None and info.state == "success":
                     return info.result
                 if info is not None and info.state == "error":
-                    raise info.error
+                    raise _said(info.error)
                 await asyncio.sleep(POLL)

@@ -481,7 +481,7 @@ class Gateway:
             lacking = fault == b"InvalidProperty" and soap.has_property(call.this_type, call.leaf.get("prop", ""))
             # hosts are copied from a template whose references to some managers name nothing
             dangling = fault == b"ManagedObjectNotFound" and call.this_id.startswith("ha-")
-            if lacking or (dangling and self.settings.view == "vcenter"):
+            if lacking or dangling:
                 return Reply.xml(200, soap.response("Fetch", ""))
         return reply
 

@@ -11,7 +11,7 @@ from pyVim.connect import SmartConnect
 from pyVim.task import WaitForTask
 from pyVmomi import VmomiSupport, vim, vmodl
 
-from tests.fakes.vcenter.conftest import HOSTS, USER, Site
+from tests.fakes.vcenter.conftest import HOSTS, USER, MakeSite, Site
 
 
 def references(value: Any) -> list[Any]:
@@ -19,7 +19,8 @@ def references(value: Any) -> list[Any]:
     return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, VmomiSupport.ManagedObject)]
 
 
-def test_every_attribute_of_every_object_can_be_read(session: Any) -> None:
+def scan(session: Any) -> tuple[set[str], int, list[str]]:
+    """Reads every attribute of everything that can be reached: kinds of entities, number of objects, failures."""
     content = session.RetrieveContent()
     view = content.viewManager.CreateContainerView(content.rootFolder, [vim.ManagedEntity], True)
     todo, seen, failures = [content.rootFolder, *view.view], set(), []
@@ -37,9 +38,27 @@ def test_every_attribute_of_every_object_can_be_read(session: Any) -> None:
                 pass  # newer than the version that was negotiated: pyVmomi refuses by itself
             except Exception as exc:
                 failures.append(f"{type(target).__name__}.{described.name}: {type(exc).__name__} {exc}")
+    return {type(v).__name__ for v in view.view}, len(seen), failures
+
+
+def test_every_attribute_of_every_object_can_be_read(session: Any) -> None:
+    kinds, seen, failures = scan(session)
     assert failures == []
-    assert len(seen) > 50
-    assert {type(v).__name__ for v in view.view} >= {"vim.HostSystem", "vim.VirtualMachine", "vim.Datastore"}
+    assert seen > 50
+    assert kinds >= {"vim.HostSystem", "vim.VirtualMachine", "vim.Datastore"}
+
+
+def test_the_same_on_a_host(make_site: MakeSite) -> None:
+    session = make_site(view="host", host="esxi-2", username="root").connect_as("root")
+    kinds, seen, failures = scan(session)
+    assert failures == []
+    assert seen > 40
+    assert kinds >= {"vim.HostSystem", "vim.VirtualMachine", "vim.Datastore"}
+    content = session.RetrieveContent()
+    [vm] = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True).view
+    with pytest.raises(vim.fault.InvalidPowerState) as caught:
+        WaitForTask(vm.PowerOffVM_Task())
+    assert caught.value.msg == "Invalid power state."
 
 
 def test_the_inventory_is_what_the_file_says(site: Site, session: Any) -> None:
