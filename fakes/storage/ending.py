@@ -43,7 +43,8 @@ class Ending:
         self._stop()
         rounds = 0
         while not self._ended.is_set():
-            shut_connections(self._listener, socket.SHUT_RD if rounds < _GENTLE_ROUNDS else socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # nbdkit has closed its listening socket: it is at its end
+                shut_connections(self._listener, socket.SHUT_RD if rounds < _GENTLE_ROUNDS else socket.SHUT_RDWR)
             rounds += 1
             self._ended.wait(_PAUSE)
 
