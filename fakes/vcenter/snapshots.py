@@ -19,7 +19,7 @@ from fakes.core.inventory import VirtualMachine
 from fakes.vcenter import devices, soap
 from fakes.vcenter.calls import Context, Handler, SoapFault, not_found
 from fakes.vcenter.http import Reply
-from fakes.vcenter.running import Owner, Runner
+from fakes.vcenter.running import Owner, Runner, quietly
 from fakes.vcenter.storage import StoredSnapshot, StoredVm
 from fakes.vcenter.upstream import UpstreamGone
 from fakes.vcenter.world import World
@@ -130,7 +130,7 @@ class Snapshots:
     ) -> None:
         if reference is not None:
             try:
-                await self._forget(world, reference)
+                await self._forget(world, vm, reference)
             except (UpstreamGone, TimeoutError, vmodl.MethodFault) as exc:
                 _log.warning("undo: %s: %s", reference._moId, exc)
         if managed is None or stored is None or self._owner.storage is None:
@@ -143,12 +143,24 @@ class Snapshots:
         except (FabricError, UpstreamGone, TimeoutError, vmodl.MethodFault) as exc:
             _log.warning("undo: the storage's snapshot %s of %s: %s", stored.id, managed.name, exc)
 
-    async def _forget(self, world: World, reference: Any) -> Any:
+    async def _forget(self, world: World, vm: Any, reference: Any) -> Any:
+        await self._step_aside(world, vm, reference)
         task = await world.admin.call(reference, "RemoveSnapshot_Task", removeChildren=False, consolidate=True)
         if self._owner.owns_tasks:
             world.sanitiser.hidden.add(task._moId.encode())
         await world.admin.finished(task)
         return task
+
+    async def _step_aside(self, world: World, vm: Any, reference: Any) -> None:
+        """Makes another snapshot the current one where vcsim would end: it can not remove a root that is current and not alone."""
+        info = (await world.admin.properties(vm, "snapshot")).get("snapshot")
+        if info is None or info.currentSnapshot is None or info.currentSnapshot._moId != reference._moId:
+            return
+        roots = {node.snapshot._moId: node for node in info.rootSnapshotList}
+        node = roots.pop(reference._moId, None)
+        others = [*(node.childSnapshotList or []), *roots.values()] if node is not None else []
+        if others:
+            await quietly(world, await world.admin.call(others[0].snapshot, "RevertToSnapshot_Task"))
 
     async def _remove(self, world: World, vm: Any, snapshot: Any, *, children: bool) -> Any:
         info = (await world.admin.properties(vm, "snapshot")).get("snapshot")
@@ -164,7 +176,7 @@ class Snapshots:
         task = None
         # deepest first, one at a time: vcsim's own way with children leaves a dangling currentSnapshot (section 9)
         for entry in doomed:
-            task = await self._forget(world, entry.snapshot)
+            task = await self._forget(world, vm, entry.snapshot)
             if managed is not None:
                 world.snapshots.get(managed.name, {}).pop(entry.snapshot._moId, None)
         await self._settle(world, vm, managed)
@@ -233,7 +245,7 @@ class Snapshots:
         reference = world.places.vms[vm.name]
         for moid, identity in reversed(list(known.items())):
             if identity not in held:
-                await self._forget(world, vim.vm.Snapshot(moid, None))
+                await self._forget(world, reference, vim.vm.Snapshot(moid, None))
                 del known[moid]
         if held[: len(known)] != list(known.values()):
             # something is missing below: vcsim can only add at the top, so all are shown anew

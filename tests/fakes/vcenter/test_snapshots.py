@@ -199,6 +199,26 @@ def test_snapshots_of_one_vm_by_two_clients_at_once(site: Site, vm: Any) -> None
     assert all(len(chain) == 1 for chain in stored(site).values())
 
 
+@pytest.mark.parametrize("children", [False, True])
+def test_a_current_snapshot_that_has_others_is_removed(make_site: MakeSite, children: bool) -> None:
+    """vcsim ends at that: the gateway shows its own VMs, which may be reverted to any snapshot."""
+    site = make_site(fabric=False, inventory=None, flags=["-dc", "1", "-vm", "1"])
+    vm = site.vm(site.connect(), "DC0_H0_VM0")
+    first, second, _ = (take(vm, name) for name in ("first", "second", "third"))
+    WaitForTask(first.RevertToSnapshot_Task())
+    other = take(vm, "other")  # two below the first
+    WaitForTask(first.RevertToSnapshot_Task())
+    assert WaitForTask(first.RemoveSnapshot_Task(removeChildren=children)) == "success"
+    if children:
+        assert vm.snapshot is None
+        return
+    assert {node.snapshot for node in vm.snapshot.rootSnapshotList} == {second, other}
+    assert vm.snapshot.currentSnapshot in (second, other)
+    assert WaitForTask(vm.snapshot.currentSnapshot.RemoveSnapshot_Task(removeChildren=False)) == "success"
+    WaitForTask(vm.RemoveAllSnapshots_Task())
+    assert vm.snapshot is None
+
+
 def test_consolidation_is_a_task(vm: Any) -> None:
     task = vm.ConsolidateVMDisks_Task()
     assert WaitForTask(task) == "success"
