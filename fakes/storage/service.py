@@ -22,6 +22,7 @@ from fakes.core.fabric import FabricError
 from fakes.storage import changes, grains, machines, paths, reverting, sanmap, snapshots, tracking
 from fakes.storage.datastore import Datastore
 from fakes.storage.exports import Exports
+from fakes.storage.hotadd import HotAdd
 from fakes.storage.vm import Vm
 
 _START_SECONDS = 10.0
@@ -33,6 +34,7 @@ class Service:
     def __init__(self, store: Datastore) -> None:
         self.store = store
         self.exports = Exports(store)
+        self.hotadd = HotAdd(store, self.exports)
         self._methods: dict[str, Callable[..., Any]] = {
             "datastore.info": self._datastore_info,
             "vm.list": self._vm_list,
@@ -54,9 +56,9 @@ class Service:
             "disk.tracking": self._disk_tracking,
             "disk.create": self._disk_create,
             "disk.grow": self._disk_grow,
-            "disk.attach": self.exports.attach,
-            "disk.detach": self.exports.detach,
-            "disk.attachments": self.exports.attachments,
+            "disk.attach": self.hotadd.attach,
+            "disk.detach": self.hotadd.detach,
+            "disk.attachments": self.hotadd.attachments,
             "truth.get": self._truth_get,
         }
 

@@ -15,6 +15,7 @@ import pytest
 from fakes.core.fabric import FabricError
 from fakes.storage.exports import Exports
 from fakes.storage.grains import GRAIN
+from fakes.storage.hotadd import HotAdd
 from tests.fakes.storage.conftest import MIB, StorageProcess
 from tests.fakes.storage.world import content, frozen, live, opened, with_vm
 
@@ -141,7 +142,7 @@ def test_a_throw_away_layer_against_plain_bytes(tmp_path: Path) -> None:
     for path, key in (("web/web_2000.vmdk", 2000), ("web/web_2001.vmdk", 2001)):
         below = content(frozen(store, path))
         expected = bytearray(below)
-        handle = exports.open(str(exports.attach(path, PROXY)["export"]))
+        handle = exports.open(str(HotAdd(store, exports).attach(path, PROXY)["export"]))
         for _ in range(60):
             start = rng.randrange(len(expected))
             length = min(rng.choice((1, 512, GRAIN, 2 * GRAIN + 7)), len(expected) - start)
