@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from engine.dialer import Connection
@@ -21,7 +23,7 @@ from engine.mover.datalink import SILENCE, DataLink
 from engine.mover.errors import DataProtocol
 from engine.rpc.identity import Identity
 from engine.store.clusters import CLUSTER_BITS, Unpacker
-from engine.store.restore import RestoreStats
+from engine.store.restore import THREADS, RestoreStats
 from engine.store.sparse import SparseFile
 
 Progress = Callable[[dict[str, int]], None]
@@ -110,20 +112,26 @@ def _receive(
 
 
 def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -> int:
-    unpacker = Unpacker(cluster_bits=CLUSTER_BITS)
+    """Receives every block; threads check and write them meanwhile."""
     clusters = -(-size >> CLUSTER_BITS)
     reported = 0.0
-    while True:
-        frame = link.receive()
-        if frame.kind == "end":
-            if frame.fields.get("data") != target.blocks:
-                raise DataProtocol(
-                    f"{target.blocks} blocks received, the Data Mover sent {frame.fields.get('data')}", **link.where
-                )
-            progress({"received": size, "total": size})
-            return target.blocks
-        first, lengths, digests = batch_of(frame, clusters, link)
-        target.put(first, lengths, digests, frame.payload, unpacker)
-        if time.monotonic() - reported > 0.5:
-            reported = time.monotonic()
-            progress({"received": min((first + len(lengths)) << CLUSTER_BITS, size), "total": size})
+    writing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="restore") as pool:
+        while (frame := link.receive()).kind != "end":
+            first, lengths, digests = batch_of(frame, clusters, link)
+            payload = memoryview(bytes(frame.payload))  # the link's buffer is used again
+            unpacker = Unpacker(cluster_bits=CLUSTER_BITS)
+            writing.append(pool.submit(target.put, first, lengths, digests, payload, unpacker))
+            if len(writing) > 2 * THREADS:
+                writing.popleft().result()
+            if time.monotonic() - reported > 0.5:
+                reported = time.monotonic()
+                progress({"received": min((first + len(lengths)) << CLUSTER_BITS, size), "total": size})
+        for work in writing:
+            work.result()
+    if frame.fields.get("data") != target.blocks:
+        raise DataProtocol(
+            f"{target.blocks} blocks received, the Data Mover sent {frame.fields.get('data')}", **link.where
+        )
+    progress({"received": size, "total": size})
+    return target.blocks

@@ -91,7 +91,7 @@ class Comparison:
         return self._parent.get(first, inside) + bytes((count - inside) * DIGEST)
 
     def _digest(self, piece: memoryview) -> bytes:
-        if piece == self._zeros[: len(piece)]:
+        if bytes(piece) == self._zeros[: len(piece)]:  # a view would be compared byte by byte
             return ZERO_DIGEST
         if len(piece) == self._cluster:
             return blake3(piece).digest()

@@ -20,8 +20,6 @@ from engine.store.errors import FormatError, from_write_error
 
 BLOCK = 1 << 16
 _READ = 16 * BLOCK
-_ZEROS = bytes(BLOCK)
-_ZEROS_DIGEST = blake3(_ZEROS).digest()
 
 
 class BlockHasher:
@@ -39,7 +37,7 @@ class BlockHasher:
             count = min(len(view), BLOCK - self._fill)
             piece, view = view[:count], view[count:]
             if count == BLOCK:
-                self.digests += _ZEROS_DIGEST if piece == _ZEROS else blake3(piece).digest()
+                self.digests += blake3(piece).digest()
                 continue
             self._hasher.update(piece)
             self._fill += count

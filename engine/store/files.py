@@ -64,33 +64,18 @@ class Extracted:
         }
 
 
-class PointFiles:
-    """The files of one disk of the point in `folder`; its chain is locked against merging until `close`.
+class DiskFiles:
+    """The files of a disk, which may be read here or by a Data Mover elsewhere.
 
     Args:
         partition: 1, 2, …, None: the file system on the bare disk, or on its only Linux partition.
 
     Raises:
-        As `PointDisk`; NoFileSystem.
+        NoFileSystem, and what reading the disk raises.
     """
 
-    def __init__(self, folder: Path, key: int, *, partition: int | None = None) -> None:
-        self._view = DiskView(folder, key)
-        try:
-            self.system = open_system(self._view, partition)
-        except BaseException:
-            self._view.close()
-            raise
-
-    def __enter__(self) -> PointFiles:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the disk and unlocks its chain."""
-        self._view.close()
+    def __init__(self, disk: Readable, *, partition: int | None = None) -> None:
+        self.system = open_system(disk, partition)
 
     def list(self, path: str = "/") -> list[Entry]:
         """The entries of a folder in the order of their names, or the one entry of a file. Raises PathNotFound, FormatError."""
@@ -188,8 +173,34 @@ class PointFiles:
             self._write(self.system.inode(number), name, fd, f"{path}/{name}", done, above | {inode.number})
 
 
+class PointFiles(DiskFiles):
+    """The files of one disk of the point in `folder`; its chain is locked against merging until `close`.
+
+    Raises:
+        As `PointDisk`; NoFileSystem.
+    """
+
+    def __init__(self, folder: Path, key: int, *, partition: int | None = None) -> None:
+        self._view = DiskView(folder, key)
+        try:
+            super().__init__(self._view, partition=partition)
+        except BaseException:
+            self._view.close()
+            raise
+
+    def __enter__(self) -> PointFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the disk and unlocks its chain."""
+        self._view.close()
+
+
 def open_system(disk: Readable, partition: int | None = None) -> Ext4:
-    """The file system of a disk: on its bare sectors, or in a partition (see `PointFiles`). Raises NoFileSystem."""
+    """The file system of a disk: on its bare sectors, or in a partition (see `DiskFiles`). Raises NoFileSystem."""
     if partition is None:
         with contextlib.suppress(NoFileSystem):
             return Ext4(disk)

@@ -7,7 +7,9 @@ It is what restores read, what an incremental is compared with and stands on, an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +19,7 @@ from engine.store.clusters import BATCH, DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
-from engine.store.verify import check_clusters, matches
+from engine.store.verify import THREADS, check_clusters, matches
 
 LOCK_WAIT = 5.0
 
@@ -95,11 +97,22 @@ class PointDisk:
         Raises:
             Damaged: naming point, disk, offset, and how much of the disk is intact.
         """
-        unpacker = Unpacker(cluster_bits=self.reader.header.cluster_bits)
-        for first, count in self.areas(BATCH):
-            batch = self._batch(first, count, unpacker)
-            if batch.size:
-                yield batch
+        return (batch for batch in self._checked_ahead() if batch.size)
+
+    def _checked_ahead(self) -> Iterator[Batch]:
+        """Every batch; threads check a few ahead of whoever takes them."""
+        pending: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="batches") as pool:
+            try:
+                for first, count in self.areas(BATCH):
+                    pending.append(pool.submit(self._batch, first, count))
+                    if len(pending) > 2 * THREADS:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for work in pending:
+                    work.cancel()
 
     def areas(self, most: int) -> Iterator[tuple[int, int]]:
         """(first cluster, clusters) of neighbouring areas of at most `most` clusters, without those known to be empty."""
@@ -110,7 +123,8 @@ class PointDisk:
                 for first in range(begin, end, most):
                     yield first, min(most, end - first)
 
-    def _batch(self, first: int, count: int, unpacker: Unpacker) -> Batch:
+    def _batch(self, first: int, count: int) -> Batch:
+        unpacker = Unpacker(cluster_bits=self.reader.header.cluster_bits)
         digests = self.digests.get(first, count)
         lengths: list[int] = []
         frames: list[bytes | memoryview] = []

@@ -2,7 +2,8 @@
 """Reading a file back while it is still being written, so that verification overlaps with the stream.
 
 One thread follows the writer: as soon as a batch was handed to the device it is read from there again (O_DIRECT where the
-writer uses it, so past the page cache), every frame is expanded, and every cluster is compared with the digest that was taken
+writer uses it, so past the page cache), with what was written behind it as far as the arena holds it, since a read takes about
+as long for a batch as for several. Every frame is expanded, and every cluster is compared with the digest that was taken
 where the source was read. The same bytes give the digests of the file's blocks. What is read back is read before the final
 sync, as it would be from a device's own cache after it; the sync's errors are the writer's.
 """
@@ -35,10 +36,10 @@ class ReadBack:
 
     Args:
         path, direct: the file, and whether to read past the page cache.
-        wait_written: blocks until everything before an offset was written; raises when that will not happen.
+        wait_written: blocks until everything before an offset was written, and tells how much was; raises when that will not happen.
     """
 
-    def __init__(self, path: Path, *, start: int, direct: bool, wait_written: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, *, start: int, direct: bool, wait_written: Callable[[int], int]) -> None:
         self.path = path
         self.damaged: list[int] = []
         self._wait = wait_written
@@ -46,6 +47,7 @@ class ReadBack:
         self._hasher = BlockHasher()
         self._unpacker = Unpacker()
         self._arena = memoryview(mmap.mmap(-1, _ARENA))
+        self._held = (0, 0)  # what the arena holds of the file
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
         except OSError as exc:
@@ -78,7 +80,8 @@ class ReadBack:
         first = BlockHasher()
         first.update(self._read(0, min(BLOCK, length), length))
         while self._position < length:
-            self._next(min(self._position + _ARENA // 2, length), length)
+            end = min(self._position + _ARENA // 2, length)
+            self._take(self._read(self._position, end, length))
         return first.finish() + self._hasher.finish()
 
     def close(self) -> None:
@@ -100,8 +103,8 @@ class ReadBack:
     def _check(self, batch: Batch) -> None:
         end, _, first, lengths, places, digests = batch
         begin = self._position
-        self._wait(-(-end // ALIGNMENT) * ALIGNMENT)
-        data = self._next(end, None)
+        data = self._written(begin, end)
+        self._take(data)
         for position, (length, place) in enumerate(zip(lengths, places, strict=True)):
             if not length:
                 continue
@@ -114,11 +117,20 @@ class ReadBack:
             if not right:
                 self.damaged.append(first + position)
 
-    def _next(self, end: int, length: int | None) -> memoryview:
-        data = self._read(self._position, end, length)
+    def _take(self, data: memoryview) -> None:
         self._hasher.update(data)
-        self._position = end
-        return data
+        self._position += len(data)
+
+    def _written(self, begin: int, end: int) -> memoryview:
+        """Bytes `begin`..`end` of the file once they were written; the arena then holds what was written behind them too."""
+        low, high = self._held
+        if not low <= begin <= end <= high:
+            written = self._wait(-(-end // ALIGNMENT) * ALIGNMENT)
+            low = begin // ALIGNMENT * ALIGNMENT
+            high = max(end, min(low + _ARENA, written // ALIGNMENT * ALIGNMENT))
+            self._read(low, high, None)
+            self._held = low, high
+        return self._arena[begin - low : end - low]
 
     def _read(self, begin: int, end: int, length: int | None) -> memoryview:
         """Bytes `begin`..`end` of the file; whole pages are read, except at the end of a finished file (`length`)."""

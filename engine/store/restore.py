@@ -10,8 +10,10 @@ from pathlib import Path
 from engine.store.clusters import Unpacker
 from engine.store.point_disk import PointDisk
 from engine.store.sparse import SparseFile
-from engine.store.verify import THREADS
+from engine.store.verify import THREADS as CHECKING
 
+THREADS = 2 * CHECKING
+"""Half of them wait for the device while the others check."""
 _AREA = 256
 """Clusters that a thread restores at a time: 16 MiB."""
 _RUN = 64

@@ -67,10 +67,10 @@ class SegmentWriter:
         """Offset in the file of the next byte."""
         return self._base + self._fill
 
-    def wait_written(self, offset: int) -> None:
-        """Returns when everything before `offset` was handed to the device; at the latest when the writer ends.
+    def wait_written(self, offset: int) -> int:
+        """Returns when everything before `offset` was handed to the device: how many bytes were, at least `offset`.
 
-        May be called from any thread. How long it takes is up to whoever appends.
+        Returns at the latest when the writer ends. May be called from any thread. How long it takes is up to whoever appends.
 
         Raises:
             StoreError: writing failed, or the writer was closed before.
@@ -78,7 +78,7 @@ class SegmentWriter:
         with self._progress:
             self._progress.wait_for(lambda: self._written >= offset or self._ended)
             if self._written >= offset:
-                return
+                return self._written
         self._check()
         raise StoreError(f"{self.path.name}: the writer ended")
 
@@ -100,7 +100,7 @@ class SegmentWriter:
         self.append(bytes(-self.position % alignment))
 
     def finish(self) -> int:
-        """Writes what is left and syncs the file; returns its length. Afterwards only `header` and `close` are valid."""
+        """Writes what is left; returns the file's length. Afterwards only `header` and `close` are valid."""
         length = self.position
         if self._fill:
             padded = self._fill + (-self._fill % ALIGNMENT)
@@ -115,13 +115,12 @@ class SegmentWriter:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             durable.truncate(self._fd, length)
-            durable.sync(self._fd)
         except OSError as exc:
             raise from_write_error(exc, self.path.name) from exc
         return length
 
     def header(self, data: bytes) -> None:
-        """Writes `data` at offset 0 and syncs: the last act, after `finish`."""
+        """Writes `data` at offset 0 and syncs the whole file: the last act, after `finish`."""
         try:
             durable.write_at(self._fd, data, 0)
             durable.sync(self._fd)

@@ -71,9 +71,9 @@ class Qcow2Writer:
         """Whether the file is written past the page cache."""
         return self._out.direct
 
-    def wait_written(self, offset: int) -> None:
-        """Returns when everything before `offset` of the file was handed to the device; for other threads too."""
-        self._out.wait_written(offset)
+    def wait_written(self, offset: int) -> int:
+        """Returns when everything before `offset` of the file was handed to the device: how many bytes were; from any thread."""
+        return self._out.wait_written(offset)
 
     def holds(self, cluster: int) -> bool:
         """Whether the file names that cluster already."""
@@ -119,7 +119,7 @@ class Qcow2Writer:
         return places
 
     def finish(self) -> int:
-        """Writes the tables, syncs, writes the header, syncs; returns the file's length in bytes."""
+        """Writes the tables, then the header, and syncs; returns the file's length in bytes."""
         self._out.pad(self.cluster)
         tables = max(1, -(-self.clusters // self._entries))
         l1 = array("Q", bytes(8 * tables))
