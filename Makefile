@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-.PHONY: setup demo test lint lab-up lab-down bench soak lock
+.PHONY: setup demo test lint lab-up lab-down bench soak docs lock
 VADPLAB := .venv/bin/vadplab
 
 setup:
@@ -27,6 +27,10 @@ bench:
 # Fifty kills at random instants of real backups; `make soak SEED=N INSTANTS=N` repeats what a seed drew.
 soak: setup
 	.venv/bin/python -m tests.soak $(if $(SEED),--seed $(SEED)) $(if $(INSTANTS),--instants $(INSTANTS))
+
+# The page of error codes, from the classes that have them.
+docs: setup
+	.venv/bin/python -m scripts.error_page > docs/errors.md
 
 # Locks carry versions and hashes, no addresses. Needs uv on PATH.
 lock:
