@@ -18,8 +18,8 @@ Every error that a command, a REST answer or a document shows has one of these c
 are stable: what a message says may change, its code does not. The exit code is that of a command that ends with the error; a warning of a
 run keeps its code and the command still ends with 0. This page is made from the code by `make docs`.
 
-`problems[]` of the evidence has four more: `invariant.broken` (exit 1), `run.nothing-checked` and `run.packets-lost` (3), `run.inconsistent`
-(4): `vadplab flows RUN` shows where, the run's `report.json` why.
+`problems[]` of the evidence has four more: `invariant.broken` (exit 1), `run.nothing-checked` and `run.packets-lost` (3),
+`run.inconsistent` (4): `vadplab flows RUN` shows where, the run's `report.json` why.
 """
 ONLY_INSIDE_NBDKIT = "engine.recovery.plugin"
 
