@@ -30,7 +30,7 @@ soak: setup
 
 # The page of error codes, from the classes that have them.
 docs: setup
-	.venv/bin/python -m scripts.error_page > docs/errors.md
+	.venv/bin/python -m scripts.error_page >docs/errors.md.new && mv docs/errors.md.new docs/errors.md
 
 # Locks carry versions and hashes, no addresses. Needs uv on PATH.
 lock:
