@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fakes.esxi import wire
+from fakes.esxi import fastlz, wire
 from fakes.esxi.channel import Buffer, Channel
 from fakes.esxi.datastores import Datastores, NfcRefused, OpenedFile
 from fakes.esxi.tickets import Ticket
@@ -289,7 +289,7 @@ class NfcConversation:
 
 
 def _unpack(io: IoHeader, data: bytearray) -> Buffer:
-    """The data of a write fragment. FastLZ and skipz pass only when the client fell back to raw."""
+    """The data of a write fragment. FastLZ may have fallen back to raw; skipz passes only so."""
     if io.compression == Compression.ZLIB:
         engine = zlib.decompressobj()
         try:
@@ -300,6 +300,14 @@ def _unpack(io: IoHeader, data: bytearray) -> Buffer:
         if len(plain) != io.fragment_length or more or not engine.eof:
             raise NfcRefused(NfcCode.INVALID_ARGUMENT, "zlib data has another length than announced")
         return plain
+    if io.compression == Compression.FASTLZ and io.packed != io.fragment_length:
+        try:
+            unpacked = fastlz.decompress(data, io.fragment_length)
+        except ValueError as exc:
+            raise NfcRefused(NfcCode.INVALID_ARGUMENT, str(exc)) from exc
+        if len(unpacked) != io.fragment_length:
+            raise NfcRefused(NfcCode.INVALID_ARGUMENT, "FastLZ data has another length than announced")
+        return unpacked
     if io.packed != io.fragment_length:
         raise NfcRefused(NfcCode.NOT_SUPPORTED, f"compression {io.compression} is not supported")
     return data

@@ -19,6 +19,32 @@ MAGIC = 0xA100DA7A
 IO = "<QQQIIIIII"
 
 
+def fastlz(data: bytes) -> bytes:
+    """FastLZ level 1, the plainest there is: literals, and copies of the byte before."""
+    out, at, literals = bytearray(), 0, bytearray()
+
+    def flush() -> None:
+        for begin in range(0, len(literals), 32):
+            part = literals[begin : begin + 32]
+            out.append(len(part) - 1)
+            out.extend(part)
+        literals.clear()
+
+    while at < len(data):
+        run = 0
+        while literals and run < 264 and at + run < len(data) and data[at + run] == literals[-1]:
+            run += 1
+        if run >= 3:
+            flush()
+            out += bytes(((run - 2) << 5, 0)) if run < 9 else bytes((7 << 5, run - 9, 0))
+            at += run
+        if at < len(data):
+            literals.append(data[at])
+            at += 1
+    flush()
+    return bytes(out)
+
+
 class NfcError(Exception):
     """The server answered with an error frame."""
 
@@ -261,10 +287,11 @@ class Nfc:
         self._op += 1
         for place in reversed(range(0, len(data), step)):
             piece = data[place : place + step]
-            packed = zlib.compress(piece) if compression == 1 else piece
-            head = struct.pack(
-                "<QIIQIIIII", handle, 0, compression, offset, len(data), place, len(piece), len(packed), 0
-            )
+            packed = {0: bytes, 1: zlib.compress, 2: fastlz}[compression](piece)
+            kind = compression
+            if compression == 2 and len(packed) >= len(piece):  # it falls back to raw for a fragment
+                packed, kind = piece, 0
+            head = struct.pack("<QIIQIIIII", handle, 0, kind, offset, len(data), place, len(piece), len(packed), 0)
             self.send(7, head, packed, op=op)
         reply = self.receive(op, 7)
         assert struct.unpack_from("<I", reply, 8)[0] == 0

@@ -88,7 +88,7 @@ def test_compressed_reads(esxi: Host, compression: int) -> None:
 
 
 @pytest.mark.parametrize("service", ["nfc", "nfcssl"])
-@pytest.mark.parametrize("compression", [0, 1])
+@pytest.mark.parametrize("compression", [0, 1, 2])
 def test_writes_reach_the_disk(esxi: Host, service: str, compression: int) -> None:
     data = random.Random(1).randbytes(150 << 10) + bytes(50 << 10)
     with session(esxi.address, esxi.ticket(write=True), service=service) as nfc:
@@ -171,9 +171,11 @@ def test_bad_writes_are_refused_once(esxi: Host) -> None:
         packed = b"not zlib"
         op = nfc.send(7, struct.pack("<QIIQIIIII", handle, 0, 1, 0, 512, 0, 512, len(packed), 0), packed)
         _refused(3, lambda: nfc.receive(op, 7))
-        op = nfc.send(7, struct.pack("<QIIQIIIII", handle, 0, 2, 0, 512, 0, 512, 8, 0), packed)
-        _refused(6, lambda: nfc.receive(op, 7))
-        nfc.write(handle, 0, b"x" * 512, compression=2)  # FastLZ that fell back to raw
+        for compression, code in ((2, 3), (3, 6)):
+            op = nfc.send(7, struct.pack("<QIIQIIIII", handle, 0, compression, 0, 512, 0, 512, 8, 0), packed)
+            _refused(code, lambda op=op: nfc.receive(op, 7))
+        head = struct.pack("<QIIQIIIII", handle, 0, 2, 0, 512, 0, 512, 512, 0)  # FastLZ that fell back to raw
+        nfc.receive(nfc.send(7, head, b"x" * 512), 7)
         assert nfc.read(handle, 0, 512) == b"x" * 512
         nfc.close()
 

@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -234,6 +235,7 @@ def test_the_journal_has_every_call_and_no_secret(site: Site, session: Any) -> N
     text = site.journal.read_text()
     entry = json.loads(text.splitlines()[-1])
     assert set(entry) == {"utc", "mono", "client", "method", "this", "status", "fault", "detail"}
+    assert abs(time.time_ns() - entry["utc"]) < 600 * 10**9 and 0 < entry["mono"] <= time.monotonic_ns()
     assert (entry["method"], entry["this"], entry["status"]) == ("CurrentTime", "ServiceInstance:ServiceInstance", 200)
     assert "Pa55" not in text
     assert session._stub.cookie.split("=")[1].split(";")[0].strip('"') not in text

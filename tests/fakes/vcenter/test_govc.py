@@ -16,6 +16,7 @@ from fakes.vcenter import source
 from tests.fakes.vcenter.conftest import PASSWORD, USER, MakeSite, Site
 from tests.fakes.vcenter.real import RealSite
 from tests.fakes.vcenter.real import real as real
+from tests.fakes.vcenter.test_gateway import get
 
 MODULE = Path(__file__).parent / "govc"
 
@@ -126,6 +127,9 @@ def test_what_is_served_beside_the_sdk_names_the_gateway(govc: Govc, own: Site, 
     urls = re.findall(r"https?://[^/\s]+", govc("option.ls") + govc("sso.service.ls", "-l"))
     assert len(urls) > 6 and set(urls) == {govc.url}
     assert USER.split("@")[0] in govc("sso.user.ls")
+    # vcsim's own pages: one that its users wait for, one that is nobody's business
+    assert get(own, "/about")[0] == 200
+    assert get(own, "/debug/vars")[0] == 404
     (tmp_path / "note.txt").write_text("content of a library\n")
     govc("library.create", "-pub", "lib")
     published = re.findall(r"https?://[^/\s]+", govc("library.info", "lib"))
