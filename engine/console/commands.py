@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
 from engine.console.output import Output
 from engine.console.receive import receive_disk
+from engine.dialer import Connection as Dialed
 from engine.errors import InputError, VadplabError
 from engine.events import EventLog, new_id
 from engine.report import Reporter
@@ -121,36 +124,19 @@ class Console:
     async def _restore(
         self, client: Client, session: str, point: str, disk: int, to: Path, vm: str | None
     ) -> dict[str, Any]:
-        found = await client.call(
-            "restore.disk",
-            deadline=STORE_DEADLINE,
-            on_progress=self._output.progress,
-            point=point,
-            disk=disk,
-            vm=vm,
-            session=session,
-        )
-        result = "failed"
-        events = self._config.event_log("console", session=session)
-        try:
-            with Reporter(events, self._output.progress).step("r3", task=f"{found['vm']}:{found['disk']}"):
-                connection = await self._config.dialer(events).dial(
-                    found["host"], found["port"], step="r3", name=found["name"]
-                )
-                stats = await receive_disk(
-                    connection,
-                    self._config.make_identity(),
-                    found["token"],
-                    found["size"],
-                    to,
-                    expect=found["name"],
-                    events=events,
-                    on_progress=lambda p: self._output.progress({"kind": "restore", **p}),
-                )
-            result = "success"
-        finally:
-            events.close()
-            await client.call("restore.end", session=session, result=result)
+        asked = {"point": point, "disk": disk, "vm": vm}
+        async with serving_mover(self._config, self._output, client, "restore.disk", session, asked) as mover:
+            found = mover.answer
+            stats = await receive_disk(
+                mover.connection,
+                self._config.make_identity(),
+                found["token"],
+                found["size"],
+                to,
+                expect=found["name"],
+                events=mover.events,
+                on_progress=lambda p: self._output.progress({"kind": "restore", **p}),
+            )
         return {
             "schema": "vadplab.restore-result/1",
             "run": session,
@@ -200,6 +186,33 @@ class Connection:
         if self._client is not None:
             await self._client.close()
         self._events.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ServingMover:
+    """A Data Mover on the repository: the Backup Service's answer, and the connection to the mover."""
+
+    answer: dict[str, Any]
+    connection: Dialed
+    events: EventLog
+
+
+@contextlib.asynccontextmanager
+async def serving_mover(
+    config: EngineConfig, output: Output, client: Client, method: str, session: str, asked: dict[str, Any]
+) -> AsyncIterator[ServingMover]:
+    """Asks the Backup Service for a mover that serves a disk (`method`), and connects to it: step r3, as long as this is open."""
+    found = await client.call(method, deadline=STORE_DEADLINE, on_progress=output.progress, session=session, **asked)
+    result = "failed"
+    events = config.event_log("console", session=session)
+    try:
+        with Reporter(events, output.progress).step("r3", task=f"{found['vm']}:{found['disk']}"):
+            connection = await config.dialer(events).dial(found["host"], found["port"], step="r3", name=found["name"])
+            yield ServingMover(found, connection, events)
+        result = "success"
+    finally:
+        events.close()
+        await client.call("restore.end", session=session, result=result)
 
 
 async def interruptible(work: asyncio.Task[dict[str, Any]], stop: Awaitable[Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Console verbs about restore points: into a new VM, instant recovery, verify, prune, import, files.
+"""Console verbs about restore points: into a new VM, single files, instant recovery, verify, prune, import.
 
-restore vm POINT --name NEW [--vm VM] [--host ESXI] [--datastore DS] [--mode M] [--no-failover] [--direction D]
+restore vm POINT --name NEW [--vm VM] [--host ESXI] [--datastore DS] [--mode M] [--no-failover] [--data-direction D]
+restore files POINT PATH… --disk N (--to FOLDER | --list) [--vm VM] [--partition N]
 recover POINT [--disk N]… [--vm VM] [--port P]      until Ctrl-C; prints the NBD URIs first
 points list | verify [POINT] [--vm VM] [--deep] | prune [--count N] [--days N] [--vm VM] [--job JOB]
 points import FOLDER [--repository HOST]            a folder on the repository
-files POINT --disk N [--path PATH] [--vm VM] [--partition N]    lists
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.console.commands import Connection, interruptible
+from engine.console.commands import Connection, TargetExists, interruptible, serving_mover
+from engine.console.files import fetch
 from engine.console.output import Output
 from engine.dialer import Connection as Dialed
 from engine.errors import ConnectError, VadplabError, from_oserror
@@ -51,8 +52,8 @@ class NoDiskServer(ConnectError):
 
 
 def add_verbs(families: Any) -> None:
-    """Adds `restore`, `recover`, `points` and `files` to the console's families."""
-    restore = families.add_parser("restore", help="restore a disk to a file, or into a new VM")
+    """Adds `restore`, `recover` and `points` to the console's families."""
+    restore = families.add_parser("restore", help="restore a disk to a file, single files, or into a new VM")
     verbs = restore.add_subparsers(dest="action", required=True)
     disk = verbs.add_parser("disk", help="a disk to a new file (also without this word)")
     disk.add_argument("point")
@@ -61,9 +62,18 @@ def add_verbs(families: Any) -> None:
     vm = verbs.add_parser("vm", help="all disks into a new VM in vCenter, powered off")
     vm.add_argument("point")
     vm.add_argument("--name", required=True, help="the new VM's name")
-    for option in ("host", "datastore", "mode", "direction"):
+    for option in ("host", "datastore", "mode"):
         vm.add_argument(f"--{option}")
+    vm.add_argument("--data-direction", dest="direction")
     vm.add_argument("--failover", action=argparse.BooleanOptionalAction, help="whether another mode may take over")
+    files = verbs.add_parser("files", help="single files of an ext4 disk")
+    files.add_argument("point")
+    files.add_argument("paths", nargs="+", metavar="path")
+    files.add_argument("--disk", type=int, required=True)
+    way = files.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", type=Path, metavar="FOLDER", help="a folder that exists; nothing is overwritten")
+    way.add_argument("--list", dest="to", action="store_const", const=None, help="only list what is there")
+    files.add_argument("--partition", type=int)
     recover = families.add_parser("recover", help="instant recovery: serve a point's disks over NBD, until Ctrl-C")
     recover.add_argument("point")
     recover.add_argument(
@@ -82,11 +92,6 @@ def add_verbs(families: Any) -> None:
     adopt = points.add_parser("import", help="copy the points of a folder on the repository into it")
     adopt.add_argument("folder")
     adopt.add_argument("--repository")
-    files = families.add_parser("files", help="list files of an ext4 disk")
-    files.add_argument("point")
-    files.add_argument("--disk", type=int, required=True)
-    files.add_argument("--path", default="/")
-    files.add_argument("--partition", type=int)
     for parser in (disk, vm, recover, verify, prune, files):
         parser.add_argument("--vm", help="when several VMs have a point of that name; this VM only")
     for parser in (disk, vm, recover, verify, prune, adopt, files):
@@ -98,7 +103,9 @@ def with_verb(argv: list[str]) -> list[str]:
     for at, word in enumerate(argv[:-1]):
         if word == "restore" and argv[at - 1] != "--config":
             verb = argv[at + 1]
-            return argv if verb in ("disk", "vm", "-h", "--help") else [*argv[: at + 1], "disk", *argv[at + 1 :]]
+            return (
+                argv if verb in ("disk", "vm", "files", "-h", "--help") else [*argv[: at + 1], "disk", *argv[at + 1 :]]
+            )
     return argv
 
 
@@ -114,6 +121,8 @@ class PointVerbs:
         match (arguments.family, getattr(arguments, "action", None)):
             case ("restore", "vm"):
                 return self.restore_vm(arguments)
+            case ("restore", "files"):
+                return self.restore_files(arguments)
             case ("recover", _):
                 return self.recover(arguments)
             case ("points", "verify"):
@@ -127,9 +136,6 @@ class PointVerbs:
                 return self._long(
                     "points-import/1", "points.import", arguments.session, folder=arguments.folder, **given
                 )
-            case ("files", _):
-                given = _given(arguments, "point", "disk", "path", "vm", "partition")
-                return self._long("files/1", "files.list", arguments.session, **given)
         return None
 
     async def restore_vm(self, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -148,6 +154,51 @@ class PointVerbs:
                 )
             )
             return await interruptible(running, client.call("restore.stop", deadline=STOP_DEADLINE, session=session))
+
+    async def restore_files(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """Lists files, or writes them into a folder; failed when any path has an error, and then that is the result's error."""
+        to: Path | None = arguments.to
+        if to is not None and not to.is_dir():
+            raise TargetExists(f"{to} is no folder", next="Name a folder that exists; nothing was written.")
+        session = arguments.session or new_id()
+        async with Connection(self._config, session, "r1") as client:
+            fetching = asyncio.create_task(self._fetch(client, session, arguments, to))
+
+            async def stop() -> None:
+                fetching.cancel()
+
+            return await interruptible(fetching, stop())
+
+    async def _fetch(
+        self, client: Client, session: str, arguments: argparse.Namespace, to: Path | None
+    ) -> dict[str, Any]:
+        asked = _given(arguments, "point", "disk", "vm")
+        async with serving_mover(self._config, self._output, client, "restore.files", session, asked) as mover:
+            answer = mover.answer
+            found = await fetch(
+                mover.connection,
+                self._config.make_identity(),
+                answer["token"],
+                answer["size"],
+                arguments.paths,
+                to,
+                arguments.partition,
+                expect=answer["name"],
+                events=mover.events,
+            )
+        error = next((one["error"] for one in found if one["error"]), None)
+        return {
+            "schema": "vadplab.restore-result/1",
+            "run": session,
+            "kind": "restore",
+            "what": "files",
+            "result": "failed" if error else "success",
+            "error": error,
+            **{key: answer[key] for key in ("point", "vm", "disk", "label", "consistency")},
+            "repository": answer["name"],
+            "to": None if to is None else str(to),
+            "paths": found,
+        }
 
     async def recover(self, arguments: argparse.Namespace) -> dict[str, Any]:
         """Instant recovery: prints where the disks are, and returns when it was told to end (SIGINT, SIGTERM)."""

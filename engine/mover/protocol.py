@@ -14,9 +14,10 @@ source.read     ranges, incremental, compare                    {total, read, ze
 target.open     folder, file, size, parent                      {}                              step 21, receiving side
 target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
-restore.open    folder, disk, as_step                           {port, token, size}             step r3; {size} after data.listen or
+restore.open    folder, disk, as_step, reads                    {port, token, size}             step r3; {size} after data.listen or
                                                                 data.connect: the disk goes over that link
-restore.wait    -                                               {blocks, sent} once the console has the whole disk
+restore.wait    -                                               {blocks, sent} once the console has the whole disk;
+                                                                {reads, sent} once it has ended its reads
 writer.open     mode or modes, failover, vcenter, vm, disk,     {capacity, mode, host, failed_over}     on the proxy: a restored
                 steps                                           VM's new disk is opened for writing
 writer.write    -                                               {written, blocks, received}; progress {written, passed, total},
@@ -27,6 +28,8 @@ Modes are `san`, `hotadd`, `nbd`, `nbdssl`, and `auto` for what the proxy is con
 unless `failover` is false. `ranges` (`[[offset, length], ...]`, ascending): read only these; null: all. `incremental`: the
 target has a parent, so zeros are sent too. `compare`: incremental without a list of changes: the source asks the target for
 the parent's digests and sends only what differs (with `ranges`: within them). `parent`: `{folder, disk}` of the point below.
+
+`reads`: the disk is not sent; the console asks for what it needs of it (single files).
 
 A restore into a VM: `restore.open` on the repository's mover, then on the proxy's (role `restore`) `data.connect` to its port,
 `writer.open`, `writer.write`; `restore.wait` on the repository ends with it. In the other direction: `data.listen` on the
@@ -256,6 +259,7 @@ class RestoreOpen(_Params):
     folder: str
     disk: int
     as_step: str = "r3"
+    reads: bool = False
 
 
 P = TypeVar("P", bound=_Params)

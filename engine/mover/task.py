@@ -20,11 +20,13 @@ from engine.mover import comparison, datalink, protocol
 from engine.mover.background import background
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
+from engine.mover.read_pipeline import answer_reads
 from engine.mover.restore_pipeline import send_disk
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.rpc.identity import Identity
 from engine.store.point_disk import PointDisk
+from engine.store.view import DiskView
 
 if TYPE_CHECKING:
     from engine.mover.source_side import Report, SourceSide
@@ -54,7 +56,7 @@ class MoverTask:
         self._source: SourceSide | None = None
         self._writer: WriterSide | None = None
         self._target: TargetPipeline | None = None
-        self._disk: PointDisk | None = None
+        self._disk: PointDisk | DiskView | None = None
         self._restore: asyncio.Future[dict[str, int]] | None = None
 
     # Step 6
@@ -200,15 +202,18 @@ class MoverTask:
         """Opens a disk of a visible restore point and waits for the one that brings the token; or uses the link that is there."""
         self._need(self.role == "restore" and self._restore is None, "not a restore, or opened already")
         folder = self._inside_repository(params.folder)
-        disk = self._disk = await background(lambda: PointDisk(folder, params.disk))
+        kind = DiskView if params.reads else PointDisk
+        disk = self._disk = await background(lambda: kind(folder, params.disk))
+
+        def send(link: DataLink) -> dict[str, int]:
+            with disk:
+                if isinstance(disk, DiskView):
+                    return answer_reads(disk, link, step=params.as_step)
+                return send_disk(disk, link, step=params.as_step)
+
         if self._link is not None:
             link = await asyncio.shield(self._link)
-
-            def send() -> dict[str, int]:
-                with disk:
-                    return send_disk(disk, link, step=params.as_step)
-
-            self._restore = background(send)
+            self._restore = background(lambda: send(link))
             return {"size": disk.size}
         listener = self._listener = DataListener(self.config.listen, self.config.mover_ports, self.identity)
         silence = self.rules.silence
@@ -221,8 +226,7 @@ class MoverTask:
                 welcome={"size": disk.size},
                 silence=silence,
             )
-            with disk:
-                return send_disk(disk, link, step=params.as_step)
+            return send(link)
 
         self._restore = background(serve)
         return {"port": listener.port, "token": listener.token, "size": disk.size}

@@ -60,15 +60,20 @@ async def start(
     point: str,
     vm: str | None,
     disk: int,
+    reads: bool = False,
 ) -> Restoring:
-    """Steps r1 and r2. Raises PointUnknown, DiskUnknown, ConnectError, RemoteError."""
+    """Steps r1 and r2. `reads`: the console reads what it needs of the disk, for single files.
+
+    Raises:
+        PointUnknown, DiskUnknown, ConnectError, RemoteError.
+    """
     with report.step("r1", point=point, disk=disk):
         pass  # the call is the start
     with report.step("r2") as result:
         found = await find(config, report.events, servers, point, vm, step="r2")
         try:
             result["repository"] = found.server["name"]
-            return await _open(config, report.events, found, session, disk)
+            return await _open(config, report.events, found, session, disk, reads)
         except BaseException:
             await found.transport.close()
             raise
@@ -131,6 +136,7 @@ async def _open(
     kept: Found,
     session: str,
     disk: int,
+    reads: bool,
 ) -> Restoring:
     server, transport, found = kept.server, kept.transport, kept.point
     entry = disk_of(found, disk)
@@ -142,7 +148,7 @@ async def _open(
     try:
         await control.call("hello", step="r2", token=mover["token"])
         opened = await control.call(
-            "restore.open", step="r2", deadline=STORE_DEADLINE, folder=found["folder"], disk=entry["key"]
+            "restore.open", step="r2", deadline=STORE_DEADLINE, folder=found["folder"], disk=entry["key"], reads=reads
         )
     except BaseException:
         await control.close()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Methods about restore points and restores. Consoles call them; what a console began ends with its connection.
 
-restore.disk {point, disk, vm?, session?} → where the console fetches it (r3); restore.end {session, result}
+restore.disk {point, disk, vm?, session?} → where the console fetches it (r3); restore.files: the same, of which the console
+reads what single files need; restore.end {session, result}
 restore.vm {point, name, vm?, host?, datastore?, mode?, direction?, failover?, session?} (progress, then the result document);
 restore.stop {session}
 recovery.start {point, vm?, disks?, port?, session?} → {disks: [{key, label, size, host, name, port}], …}; it is served until
 recovery.stop {session, result}, or until the console's connection ends
 restore.intact {point, vm?} → {text}: what of that VM can be restored, every byte read
 points.verify {point?, vm?, deep?}   points.prune {count?, days?, vm?, job?}   points.import {folder, repository?}
-files.list {point, disk, path, vm?, partition?} → {entries}
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Restores:
         self._running: dict[str, tuple[RunState, asyncio.Task[None]]] = {}
         self._methods: dict[str, Callable[[Call], Awaitable[Any]]] = {
             "restore.disk": self._disk,
+            "restore.files": lambda call: self._disk(call, reads=True),
             "restore.end": lambda call: self._end(call.peer, call.param("session"), call.param("result")),
             "restore.vm": self._vm,
             "restore.stop": self._stop,
@@ -80,7 +81,6 @@ class Restores:
             "points.verify": self._verify,
             "points.prune": self._prune,
             "points.import": self._import,
-            "files.list": self._files,
         }
 
     def knows(self, method: str) -> bool:
@@ -108,11 +108,13 @@ class Restores:
 
     # A disk to a file, instant recovery: something lives on the repository while the console's connection does
 
-    async def _disk(self, call: Call) -> dict[str, Any]:
+    async def _disk(self, call: Call, *, reads: bool = False) -> dict[str, Any]:
         point, disk, vm = call.param("point"), call.param("disk", int), call.param("vm", default=None)
 
         async def start(report: Reporter, servers: list[dict[str, Any]], session: str) -> restore.Restoring:
-            return await restore.start(self._config, report, servers, session, point=point, vm=vm, disk=disk)
+            return await restore.start(
+                self._config, report, servers, session, point=point, vm=vm, disk=disk, reads=reads
+            )
 
         return await self._begin(call, point, start)
 
@@ -363,21 +365,6 @@ class Restores:
         finally:
             for _, client in opened:
                 await client.close()
-
-    async def _files(self, call: Call) -> dict[str, Any]:
-        async with self._point(call) as found:
-            disk = points.disk_of(found.point, call.param("disk", int))
-            work = found.transport.call(
-                "files.list",
-                deadline=points.STORE_DEADLINE,
-                point=found.point["point"],
-                vm=found.point["vm"],
-                disk=disk["key"],
-                path=call.param("path", default="/"),
-                partition=call.param("partition", int, default=None),
-            )
-            answer: dict[str, Any] = await _alive(call, work)
-            return answer
 
     @contextlib.asynccontextmanager
     async def _point(self, call: Call) -> Any:

@@ -16,10 +16,9 @@ points.prune       job, vm, count?, days?                            {merges, re
 points.synthesize  job, vm, point                                    {folder}
 points.delete      job, vm, point                                    {}
 points.import      folder (on this machine)                          {points, refused}
-files.list         point, disk, path, vm?, partition?                {entries}
 
 All of it blocks, so it runs in threads; meanwhile the caller gets signs of life as progress `{alive: seconds}`.
-Sources: `engine.store.points`, `health`, `retention`, `merge`, `importing`, `files`.
+Sources: `engine.store.points`, `health`, `retention`, `merge`, `importing`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, UnknownMethod
 from engine.store import health, importing, merge, retention
 from engine.store.clusters import CLUSTER_BITS
-from engine.store.files import PointFiles
 from engine.store.points import Points
 
 STORE_DEADLINE = 600.0
@@ -61,7 +59,6 @@ class Repository:
             "points.synthesize": self._synthesize,
             "points.delete": self._delete,
             "points.import": self._import,
-            "files.list": self._files,
         }
 
     def knows(self, method: str) -> bool:
@@ -167,12 +164,6 @@ class Repository:
 
     def _import(self, call: Call) -> dict[str, Any]:
         return importing.import_points(self.points, Path(call.param("folder"))).to_dict()
-
-    def _files(self, call: Call) -> dict[str, Any]:
-        point = self.points.find(call.param("point"), vm=call.param("vm", default=None))
-        partition = call.param("partition", int, default=None)
-        with PointFiles(point.folder, call.param("disk", int), partition=partition) as files:
-            return {"entries": [entry.to_dict() for entry in files.list(call.param("path", default="/"))]}
 
 
 def _names(call: Call) -> tuple[str, str, str]:

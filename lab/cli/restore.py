@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`vadplab restore`: a disk of a restore point to a file (`disk`, also without that word), single files (`files`), a new VM (`vm`).
 
-A disk with the lab up is restored like a job runs (console, service, Data Mover on the repository), recorded and judged; with
-the lab down, and for single files, the repository's folder is read directly.
+With the lab up a restore goes the way a job goes (console, service, Data Mover on the repository), recorded and judged. With
+the lab down a disk or files are read from the repository's folder directly.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import yaml
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from engine.console.__main__ import exit_code
 from engine.console.commands import TargetExists
 from engine.errors import InputError, VadplabError
+from engine.restore import files
 from engine.restore.points import DiskUnknown
-from engine.store.files import PointFiles
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.point_disk import PointDisk
 from engine.store.restore import to_file
+from engine.store.view import DiskView
 from lab.cli import recorded
 from lab.cli.job import Direction
 from lab.cli.options import Json, absolute, any_lab, running_lab
@@ -135,7 +137,12 @@ def restore_vm(
     lab = running_lab(context)
     _, manifest = find(lab, point, vm)
     argv = ["restore", "vm", point, "--name", name, "--vm", manifest.vm.name]
-    for option, value in (("--host", host), ("--datastore", datastore), ("--mode", mode), ("--direction", direction)):
+    for option, value in (
+        ("--host", host),
+        ("--datastore", datastore),
+        ("--mode", mode),
+        ("--data-direction", direction),
+    ):
         argv += [option, str(value)] if value is not None else []
     argv += [] if failover is None else ["--failover" if failover else "--no-failover"]
     with Progressing(out) as show_line:
@@ -167,8 +174,10 @@ def restore_files(
     out = Out(json)
     if listing == (to is not None):
         raise InputError("either --to FOLDER or --list", next="--list shows what is there, --to FOLDER restores it.")
-    folder, manifest = find(any_lab(context), point, vm)
+    lab = any_lab(context)
+    folder, manifest = find(lab, point, vm)
     entry = _disk(manifest, disk)
+    paths = ["/" + path.lstrip("/") for path in paths]
     target = absolute(to) if to is not None else None
     if target is not None and not target.is_dir():
         raise TargetExists(f"{target} is no folder", next="Name a folder that exists; nothing was written.")
@@ -178,24 +187,25 @@ def restore_files(
         "disk": entry.key,
         "to": str(target or "") or None,
     }
-    found: list[dict[str, Any]] = []
-    codes: list[int] = []
-    with PointFiles(folder, entry.key, partition=partition) as files:
-        for path in paths:
-            one: dict[str, Any] = {"path": path, "error": None}
-            try:
-                one |= (
-                    {"entries": [e.to_dict() for e in files.list(path)]}
-                    if target is None
-                    else files.extract(path, target).to_dict()
-                )
-            except VadplabError as exc:
-                one["error"] = exc.to_dict()
-                codes.append(exit_status(exc))
-            found.append(one)
-            _say_path(out, one)
-    out.document("restore-files/1", {**document, "paths": found, "exit_code": combine(*codes)})
-    raise typer.Exit(combine(*codes))
+    if lab.running():
+        argv = ["restore", "files", point, *paths, "--vm", manifest.vm.name, "--disk", str(entry.key)]
+        argv += ["--list"] if target is None else ["--to", str(target)]
+        argv += [] if partition is None else ["--partition", str(partition)]
+        with Progressing(out) as show_line:
+            done = recorded.run(lab, "restore", argv, show_line)
+        document |= {k: v for k, v in done.document.items() if k != "schema"} | done.evidence()
+        done.say(out)
+    else:
+        with DiskView(folder, entry.key) as view:
+            found = files.fetch(view, paths, target, partition)
+        errors = [one["error"] for one in found if one["error"]]
+        document |= {"paths": found, "exit_code": exit_code(errors[0] if errors else None)}
+    for one in document.get("paths", []):
+        _say_path(out, one)
+    if document.get("error") and not document.get("paths"):
+        _say_error(out, document["error"])
+    out.document("restore-files/1", document)
+    raise typer.Exit(document["exit_code"])
 
 
 def _say_path(out: Out, one: dict[str, Any]) -> None:

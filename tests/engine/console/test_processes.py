@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +31,7 @@ from engine.rpc.client import Client
 from engine.store.points import Points, new_point_id
 from tests.engine.machines import REPOSITORY, Machines
 from tests.engine.store import disks
+from tests.engine.store.test_verify import flip, places
 from tests.engine.transport.test_service import alive
 
 HOOK = """
@@ -202,6 +205,69 @@ def test_rescan_lists_and_restore(site: Site) -> None:
     assert not (site.folder / "x").exists()
     written = [p for p in site.folder.rglob("*") if p.is_file() and p.name != "infra.yaml"]
     assert not [p for p in written if b"S3cret-word" in p.read_bytes()]
+
+
+@pytest.mark.skipif(shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None, reason="needs e2fsprogs")
+def test_single_files_come_through_a_mover_of_the_repository(site: Site) -> None:
+    assert site.console("infra", "rescan")[0] == 1
+    tree, out = site.folder / "tree", site.folder / "out"
+    (tree / "etc").mkdir(parents=True)
+    out.mkdir()
+    (tree / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    big = bytes(i * 7 % 251 for i in range(3_000_017))
+    (tree / "etc" / "big").write_bytes(big)
+    image = site.folder / "image"
+    image.write_bytes(bytes(16 << 20))
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-d", str(tree), str(image)], check=True, timeout=60)
+    repository, point = site.folder / "points", new_point_id()
+    repository.mkdir(exist_ok=True)
+    disks.make_point(Points(repository), image.read_bytes(), point=point, job="demo", vm="linux-vm")
+
+    files = ("restore", "files", point)
+    code, documents = site.console(*files, "/etc", "--disk", "1", "--list")
+    assert code == 0, documents
+    assert [e["name"] for e in documents[-1]["paths"][0]["entries"]] == ["big", "hosts"]
+    code, documents = site.console(*files, "/etc", "/ghost", "--disk", "1", "--to", str(out), "--session", "f")
+    found, ghost = documents[-1]["paths"]
+    assert (found["files"], found["error"], ghost["error"]["code"]) == (2, None, "files.not-found")
+    assert (code, documents[-1]["result"], documents[-1]["error"]) == (2, "failed", ghost["error"])
+    assert (out / "etc" / "big").read_bytes() == big and (
+        out / "etc" / "hosts"
+    ).read_bytes() == b"127.0.0.1 localhost\n"
+    told = [json.loads(line) for line in (site.folder / "console.jsonl").read_text().splitlines()]
+    mine = [e for e in told if e["session"] == "f"]
+    opened = {(e["step"], e["target"]) for e in mine if e["kind"] == "attempt"}
+    assert opened == {("r1", "backup-server"), ("r3", "repository-1")}
+    (carried,) = [e for e in mine if e["kind"] == "bytes" and e["step"] == "r3"]
+    assert len(big) < carried["received"] < len(big) + (1 << 20), "only what the files need"
+
+    assert site.console(*files, "/etc/hosts", "--disk", "1", "--to", str(out / "etc"))[0] != 0, "nothing is overwritten"
+    code, documents = site.console(*files, "/etc", "--disk", "1", "--to", str(site.folder / "nowhere"))
+    assert (code, documents[-1]["error"]["code"]) == (2, "restore.target-exists")
+
+
+@pytest.mark.skipif(shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None, reason="needs e2fsprogs")
+def test_a_damaged_file_is_named_and_the_others_are_restored(site: Site) -> None:
+    assert site.console("infra", "rescan")[0] == 1
+    tree, out = site.folder / "tree", site.folder / "out"
+    tree.mkdir()
+    out.mkdir()
+    data = random.Random(3).randbytes(2 << 20)
+    (tree / "big").write_bytes(data)
+    (tree / "small").write_text("small")
+    image = site.folder / "image"
+    image.write_bytes(bytes(16 << 20))
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-d", str(tree), str(image)], check=True, timeout=60)
+    at = image.read_bytes().index(data[: 1 << 16]) + (1 << 20) >> 16
+    repository, point = site.folder / "points", new_point_id()
+    repository.mkdir(exist_ok=True)
+    folder = disks.make_point(Points(repository), image.read_bytes(), point=point, job="demo", vm="linux-vm")
+    flip(folder / "disk-2000.qcow2", places(folder / "disk-2000.qcow2")[at][0] + 5)
+    code, documents = site.console("restore", "files", point, "/big", "/small", "--disk", "1", "--to", str(out))
+    big, small = documents[-1]["paths"]
+    assert (code, big["error"]["code"], small["error"]) == (1, "store.damaged", None)
+    assert f"offset {at << 16}" in big["error"]["message"]
+    assert [p.name for p in out.iterdir()] == ["small"], "no half file"
 
 
 def test_damaged_point_is_refused_by_name(site: Site) -> None:
