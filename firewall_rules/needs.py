@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Needs: which rows a run needs, from its facts.
 
-Facts are what a run's configuration decides. Names and values: `listener` repository | proxy (which side of the mover
-pair listens), `transport` network | hotadd | san | nfs, `vcenter` managed | standalone, `config_db` local |
+Facts are what a run's configuration decides. Names and values: `direction` proxy-to-repository | repository-to-proxy (who
+opens the data connection), `transport` network | hotadd | san | nfs, `vcenter` managed | standalone, `config_db` local |
 postgresql | sqlserver, `guest` linux | windows | none (several: a collection), `start` console | rest | schedule (who starts
-the job; a scheduled start is local). *Kinds* of runs are `job`, `restore`
-and `rescan`; a step id that begins with `r` or `i` belongs to the latter two.
+the job; a scheduled start is local). *Kinds* of runs are `job`, `restore` and `rescan`; a step id that begins with `r` or `i`
+belongs to the latter two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from firewall_rules.model import Matrix, Row, Semantics
 Facts = Mapping[str, str | Collection[str]]
 
 VALUES: dict[str, frozenset[str]] = {
-    "listener": frozenset({"repository", "proxy"}),
+    "direction": frozenset({"proxy-to-repository", "repository-to-proxy"}),
     "transport": frozenset({"network", "hotadd", "san", "nfs"}),
     "vcenter": frozenset({"managed", "standalone"}),
     "config_db": frozenset({"local", "postgresql", "sqlserver"}),
@@ -26,7 +26,7 @@ VALUES: dict[str, frozenset[str]] = {
     "start": frozenset({"console", "rest", "schedule"}),
 }
 DEFAULT_FACTS: dict[str, str | Collection[str]] = {
-    "listener": "repository",
+    "direction": "proxy-to-repository",
     "transport": "network",
     "vcenter": "managed",
     "config_db": "local",

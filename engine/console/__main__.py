@@ -98,7 +98,7 @@ def command_line(prog: str = "engine.console") -> argparse.ArgumentParser:
     running = job.add_parser("run", help="run a job; Ctrl-C stops it cleanly")
     running.add_argument("name")
     running.add_argument("--mode")
-    running.add_argument("--direction")
+    running.add_argument("--data-direction", dest="direction")
     running.add_argument(
         "--failover", action=argparse.BooleanOptionalAction, help="whether another transport mode may take over"
     )

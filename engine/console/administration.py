@@ -54,8 +54,9 @@ def add_job_verbs(job: Any) -> None:
         parser = job.add_parser(action, help=text)
         parser.add_argument("name")
         parser.add_argument("--vm", dest="vms", action="append", required=action == "create", help="a VM; repeatable")
-        for option in ("vcenter", "mode", "direction", "pre-freeze", "post-thaw"):
+        for option in ("vcenter", "mode", "pre-freeze", "post-thaw"):
             parser.add_argument(f"--{option}")
+        parser.add_argument("--data-direction", dest="direction")
         parser.add_argument("--guest-processing", action=argparse.BooleanOptionalAction)
         parser.add_argument("--failover", action=argparse.BooleanOptionalAction, help="SAN and HotAdd to Network mode")
         parser.add_argument("--cbt", action=argparse.BooleanOptionalAction, help="changed block tracking")

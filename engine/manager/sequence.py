@@ -91,6 +91,8 @@ class BackupSequence(Run):
                     thaw_after=guest["thaw_after"],
                 )
             self.vms = tasks.tasks_from(self.inputs)
+            for vm in self.vms:
+                vm.scripts = "off" if self.scripts is None else "not reached"
             result["vms"] = [r.name for r in self.vms]
             result["tasks"] = [t.id for t in self.all_tasks]
             self.raise_if_nothing_is_left()
@@ -284,6 +286,7 @@ class BackupSequence(Run):
     async def step_12_guest_address(self, vm: VmRun, guest: GuestRun) -> str | None:
         if not guest.wanted:
             why = "guest processing is off" if self.scripts is None else "the VM is powered off"
+            vm.scripts = "off"
             for step in ("12", "13"):
                 self.report.skipped(step, why, task=vm.name)
             return None

@@ -66,7 +66,7 @@ class VmRun:
     info: VmInfo | None = None
     error: VadplabError | None = None
     warnings: list[VadplabError] = field(default_factory=list)
-    scripts: str = "off"  # off, ran, did not run
+    scripts: str = "off"  # off, not reached (asked for, but the run ended before), ran, did not run
     consistency: str = "crash"
     snapshot: Snapshot | None = None
     snapshot_requested: bool = False

@@ -22,7 +22,7 @@ from lab.cli.options import root, running_lab
 from lab.cli.output import Out
 
 JOB = {
-    "create": "Make a job: NAME --vm VM … [--mode --direction --guest-processing …].",
+    "create": "Make a job: NAME --vm VM … [--mode --data-direction --guest-processing …].",
     "edit": "Change a job; options as for create.",
     "delete": "Delete a job that the console made.",
     "enable": "Let a job be started again.",

@@ -49,7 +49,7 @@ def show(context: typer.Context, json: Json = False) -> None:
     document = _ask(context, "show")
     out.document("firewall.show/1", document)
     out.text(f"policy [bold]{document['policy']}[/bold], profile {document['profile']}, default {document['default']}")
-    out.table(["rule", "row", "from", "to", "port", "does", "packets", "bytes", ""], map(_line, document["rules"]))
+    out.table(["rule", "from", "to", "port", "does", "packets", "what for"], map(_line, document["rules"]))
 
 
 @app.command()
@@ -102,10 +102,12 @@ def _ask(context: typer.Context, verb: str, **params: Any) -> dict[str, Any]:
 
 def _line(rule: dict[str, Any]) -> list[object]:
     does = rule["action"] + (" (new only)" if rule["new_only"] else "")
-    port = "any" if rule["protocol"] == "any" else f"{rule['protocol']}/{rule['ports']}"
+    name = rule["rule"] if rule["row"] in ("", None, rule["rule"]) else f"{rule['rule']} ({rule['row']})"
+    port = "any" if rule["protocol"] == "any" else rule["ports"]
+    port += "" if rule["protocol"] in ("any", "tcp") else f"/{rule['protocol']}"
     ends = [", ".join(rule["from"]), ", ".join(rule["to"])]
     note = "live" if rule["kind"] == "overlay" else rule["comment"]
-    return [rule["rule"], rule["row"], *ends, port, does, rule["packets"], rule["bytes"], note]
+    return [name, *ends, port, does, rule["packets"], note]
 
 
 def _overlay(overlay: dict[str, Any]) -> str:

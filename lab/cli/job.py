@@ -78,7 +78,7 @@ def run(
     out = Out(json)
     argv = ["job", "run", name]
     argv += ["--mode", mode.value] if mode else []
-    argv += ["--direction", direction.value] if direction else []
+    argv += ["--data-direction", direction.value] if direction else []
     argv += [] if failover is None else ["--failover" if failover else "--no-failover"]
     argv += ["--full"] if full else []
     with Progressing(out) as show_line:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +19,60 @@ from lab.errors import exit_status
 
 ERROR_SCHEMA = "vadplab.error/1"
 PIPE_WIDTH = 240
+SHORT = 6
+"""A cell that needs no more than so many characters beyond its longest word is not broken while there is room."""
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: Collection[str] = ()) -> Table:
+    """A table without lines in `width` characters; cells are rich markup.
+
+    Lines are broken between words, where most words are; inside a word only when even those do not fit, and never in the first
+    column, which names the row.
+    """
+    lines = [list(row) for row in rows]
+    plain = [
+        [column, *(Text.from_markup(row[i]).plain for row in lines if i < len(row))] for i, column in enumerate(columns)
+    ]
+    widths, gap = _widths(plain, width)
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for column, size in zip(columns, widths, strict=True):
+        table.add_column(column, width=size, overflow="fold", justify="right" if column in right else "left")
+    for row in lines:
+        table.add_row(*row)
+    return table
+
+
+def _widths(plain: list[list[str]], width: int) -> tuple[list[int], int]:
+    """The width of each column, and the gap between two: what words need; short cells whole; then where most lines would break."""
+    found = [max(cell_len(word) for cell in cells for word in cell.split() or [""]) for cells in plain]
+    found[0] = max(map(cell_len, plain[0]))
+    gap = 2 if sum(found) + 2 * (len(found) - 1) <= width else 1
+    spare = width - sum(found) - gap * (len(found) - 1)
+    while spare < 0 and (widest := max(range(1, len(found)), key=found.__getitem__, default=0)) and found[widest] > 1:
+        found[widest] -= 1
+        spare += 1
+    whole = [max(map(cell_len, cells)) for cells in plain]
+    for index, size in enumerate(whole):
+        if 0 < size - found[index] <= min(spare, SHORT):
+            spare -= size - found[index]
+            found[index] = size
+    while spare > 0 and found != whole:
+        tightest = max(range(len(found)), key=lambda i: whole[i] / found[i])
+        found[tightest] += 1
+        spare -= 1
+    return found, gap
+
+
+def size_text(count: int | None) -> str:
+    """Bytes for people: `512 B`, `1.4 MiB`."""
+    if count is None:
+        return "-"
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 class Out:
@@ -50,12 +105,8 @@ class Out:
         """Prints a table (not with `--json`); cells are plain text. The first column names the row: it is never broken."""
         if self.as_json:
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(column, overflow="fold", no_wrap=index == 0)
-        for row in rows:
-            table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
-        self.console.print(table)
+        cells = [[escape("" if cell is None else str(cell)) for cell in row] for row in rows]
+        self.console.print(grid(columns, cells, self.console.width))
 
     def error(self, error: VadplabError) -> int:
         """Prints an error and returns its exit code."""

@@ -21,7 +21,7 @@ from engine.store.manifest import Manifest
 from engine.store.points import Point, Points
 from lab.cli import recorded
 from lab.cli.options import Json, absolute, any_lab
-from lab.cli.output import Out
+from lab.cli.output import Out, size_text
 from lab.errors import RemoteLabError, exit_status
 from lab.judge.report import combine
 from lab.realise.folders import LabFolder
@@ -80,9 +80,14 @@ def _list(context: typer.Context, json: bool) -> None:
     out = Out(json)
     found = every(any_lab(context))
     out.document("points/1", {"points": [{"repository": host, **point.summary()} for host, point in found]})
+    columns = ["point", "VM", "job", "kind", "consistency", "disks", "stored"]
+    several = len({host for host, _ in found}) > 1
     out.table(
-        ("point", "VM", "job", "kind", "consistency", "disks", "stored", "repository"),
-        (_row(host, p.manifest) if p.manifest else (p.folder.name, f"damaged: {p.error}") for host, p in found),
+        [*columns, "repository"] if several else columns,
+        (
+            (*_row(p.manifest), *([host] if several else [])) if p.manifest else (p.folder.name, f"damaged: {p.error}")
+            for host, p in found
+        ),
     )
 
 
@@ -234,7 +239,7 @@ def _words(error: dict[str, Any] | None) -> str:
     return f"[{error['code']}] {error['message']}" if error else ""
 
 
-def _row(host: str, manifest: Manifest) -> tuple[str, ...]:
+def _row(manifest: Manifest) -> tuple[str, ...]:
     return (
         manifest.point,
         manifest.vm.name,
@@ -242,6 +247,5 @@ def _row(host: str, manifest: Manifest) -> tuple[str, ...]:
         manifest.kind,
         manifest.consistency,
         ", ".join(str(disk.key) for disk in manifest.disks),
-        f"{sum(disk.stored for disk in manifest.disks) / 1048576:.1f} MiB",
-        host,
+        size_text(sum(disk.stored for disk in manifest.disks)),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from lab.cli.options import Json, any_lab
-from lab.cli.output import Out
+from lab.cli.output import Out, size_text
 from lab.observe.runs import RunFolder, every
 
 app = typer.Typer()
@@ -27,16 +27,15 @@ def runs(context: typer.Context, json: Json = False) -> None:
         out.text("this lab has no run yet")
         return
     out.table(
-        ("run", "kind", "began", "evidence", "connections", "problems", "MiB"),
+        ("run", "kind", "evidence", "flows", "problems", "size"),
         (
             (
                 r["run"],
                 r["kind"],
-                r["began"],
                 r["evidence"],
                 r["checked"],
                 len(r["problems"]),
-                f"{r['size'] / 2**20:.1f}",
+                size_text(r["size"]),
             )
             for r in found
         ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from firewall_rules.load import load_policy
 from lab import topology
@@ -67,8 +68,13 @@ def up(
     begun = time.monotonic()
 
     def progress(event: dict[str, Any]) -> None:
-        facts = ", ".join(_fact(key, value) for key, value in event.items() if key != "done")
-        out.notice(f"[green]✓[/] {event['done']}" + (f" [dim]({facts})[/]" if facts else ""))
+        facts = ", ".join(_fact(key, value) for key, value in event.items() if key not in ("done", "problem"))
+        problem = event.get("problem")
+        sign = "[yellow]![/]" if problem else "[green]✓[/]"
+        out.notice(f"{sign} {event['done']}" + (f" [dim]({escape(facts)})[/]" if facts else ""))
+        if problem:
+            out.notice(f"  [yellow]not everything was read:[/] {escape(problem)}")
+            out.notice("  [dim]next:[/] open the path (`vadplab firewall show`), then `vadplab infra rescan`")
 
     status = lifecycle.up(lab, launch, progress=progress)
     seconds = round(time.monotonic() - begun, 3)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +72,8 @@ def read(folder: Path) -> Evidence:
         counted_from=_span(about.get("counted_from")),
         counted_to=_span(about.get("counted_to")),
         gateway=_gateway(folder, world),
-        esxi={p.name: _timed(_lines(folder / p.name / "journal.jsonl")) for p in world.with_role(["esxi"])},
-        freezes={
-            p.parent.name.removeprefix("guest-"): _timed(_lines(p)) for p in sorted(folder.glob("guest-*/freeze.jsonl"))
-        },
+        esxi={p.name: _lines(folder / p.name / "journal.jsonl") for p in world.with_role(["esxi"])},
+        freezes={p.parent.name.removeprefix("guest-"): _lines(p) for p in sorted(folder.glob("guest-*/freeze.jsonl"))},
     )
 
 
@@ -117,18 +114,8 @@ def _lines(path: Path) -> list[Record]:
 def _gateway(folder: Path, world: World) -> list[Record] | None:
     """The journals of all vCenters in order of time; None when there is none."""
     paths = [folder / p.name / "journal.jsonl" for p in world.with_role(["vcenter"])]
-    found = [_timed(_lines(path)) for path in paths if path.is_file()]
+    found = [_lines(path) for path in paths if path.is_file()]
     return sorted((e for entries in found for e in entries), key=lambda e: int(e["utc"])) if found else None
-
-
-def _timed(records: list[Record]) -> list[Record]:
-    """The same records with `utc` in nanoseconds; journals may write ISO 8601 text."""
-    for record in records:
-        if isinstance(record.get("utc"), str):
-            moment = datetime.fromisoformat(record["utc"].replace("Z", "+00:00"))
-            whole = int(moment.replace(microsecond=0).timestamp())
-            record["utc"] = whole * 1_000_000_000 + moment.microsecond * 1000
-    return records
 
 
 def _span(value: Any) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from firewall_rules.needs import kind_of
 from lab.judge import invariants, steps, tasks, verdict
 from lab.judge.evidence import Evidence
 from lab.judge.invariants import BROKEN, Invariant
+from lab.judge.invariants.model import not_complete
 from lab.judge.join import join
 from lab.judge.steps import StepRecord
 from lab.judge.verdict import Flow
@@ -55,22 +56,33 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 consistent; 3 nothing could be checked; 4 witnesses disagree; 1 an invariant is broken."""
-        codes = [3] if not self.checked else []
-        codes += [4] if self.inconsistent else []
-        codes += [1] if self.broken else []
-        return combine(*codes)
+        """0 consistent; 3 nothing, or not everything, could be checked; 4 witnesses disagree; 1 an invariant is broken."""
+        return {"consistent": 0, "nothing checked": 3, "partly checked": 3, "inconsistent": 4, "broken": 1}[self.result]
 
     @property
     def result(self) -> str:
-        """`consistent`, `nothing checked`, `inconsistent` or `broken`."""
-        return {0: "consistent", 3: "nothing checked", 4: "inconsistent", 1: "broken"}[self.exit_code]
+        """`consistent`, `nothing checked`, `inconsistent`, `broken`, or `partly checked`: lost packets, and nothing worse."""
+        if not self.checked:
+            return "nothing checked"
+        if self.inconsistent:
+            return "inconsistent"
+        if self.broken:
+            return "broken"
+        return "consistent" if self.evidence.capture.complete else "partly checked"
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Invariants that need the whole capture, when it has holes."""
+        return [i.id for i in self.invariants if i.reason == not_complete(self.evidence)]
 
     def problems(self) -> list[dict[str, str]]:
         """What is wrong, strongest first; each with a stable code."""
         found = []
         if not self.checked:
             found.append({"code": "run.nothing-checked", "message": "no connection attempt could be judged"})
+        if not self.evidence.capture.complete:
+            without = f"; not applicable for that: {', '.join(self.unchecked)}" if self.unchecked else ""
+            found.append({"code": "run.packets-lost", "message": not_complete(self.evidence) + without})
         found += [{"code": "run.inconsistent", "message": text} for text in self.inconsistent]
         found += [{"code": "invariant.broken", "message": f"{i.id}: {i.reason}"} for i in self.broken]
         return found
@@ -117,7 +129,11 @@ class Report:
         }
 
     def _capture(self) -> dict[str, Any]:
-        return {"complete": self.evidence.capture.complete, "reason": self.evidence.capture.reason}
+        return {
+            "complete": self.evidence.capture.complete,
+            "reason": self.evidence.capture.reason,
+            "not_applicable": self.unchecked,
+        }
 
     def _rules(self) -> list[dict[str, Any]]:
         logged = Counter(str(r["prefix"]) for r in self.evidence.log)

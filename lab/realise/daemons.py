@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -93,6 +94,7 @@ async def first_rescan(supervisor: Supervisor, recorder: Recorder) -> None:
                 argv=(
                     "--config",
                     str(lab.host(console) / "etc" / "engine.yaml"),
+                    "--json",
                     "infra",
                     "rescan",
                     "--session",
@@ -104,9 +106,19 @@ async def first_rescan(supervisor: Supervisor, recorder: Recorder) -> None:
         finally:
             await recorder.end(run, session)
         supervisor.processes.all.remove(process)
-        supervisor.report(
-            "infrastructure", run=run, result="read" if code == 0 else f"not read (exit {code})", ms=_ms(begun)
-        )
+        problem = {"problem": failed_at(process, code)} if code else {}
+        supervisor.report("infrastructure", run=run, **problem, ms=_ms(begun))
+
+
+def failed_at(process: Process, code: int) -> str:
+    """What a console that printed its result document into its log has failed at: every error, by its own words."""
+    lines = process.log.read_text(errors="replace").splitlines() if process.log else []
+    try:
+        document = json.loads(lines[-1])
+        errors = document.get("errors") or [document["error"]]
+        return "; ".join(f"{error['message']} ({error['code']})" for error in errors)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return f"the console ended with {code}; its log says why (`vadplab logs`)"
 
 
 def _ms(begun: float) -> int:

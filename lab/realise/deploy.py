@@ -22,7 +22,6 @@ from lab.topology import Topology
 from lab.topology.model import Job, Role
 
 ENGINE_ROLES = (Role.CONSOLE, Role.BACKUP_SERVER, Role.PROXY, Role.REPOSITORY)
-DIRECTIONS = {"target": "proxy-to-repository", "source": "repository-to-proxy"}
 SAN_PORT = 3260
 DEVICES = Path("/run/vadplab/devices")
 REST_PORT = 9419
@@ -169,7 +168,7 @@ def _job(job: Job) -> dict[str, Any]:
         "name": job.name,
         "vms": list(job.vms),
         "mode": job.mode,
-        "direction": DIRECTIONS[job.direction],
+        "direction": job.direction,
         "guest": {"enabled": job.guest_scripts},
     }
 

@@ -155,13 +155,13 @@ class Credentials(Model):
 
 
 class Job(Model):
-    """A backup job. `direction` is the side of the mover pair that listens: `target` (the repository) or `source`."""
+    """A backup job. `direction` is the way in which the data connection is opened, as of `--data-direction`."""
 
     name: HostName
     vms: list[Name] = Field(min_length=1)
     mode: Literal["auto", "san", "hotadd", "nbd", "nbdssl"] = "nbdssl"
     guest_scripts: bool = False
-    direction: Literal["target", "source"] = "target"
+    direction: Literal["proxy-to-repository", "repository-to-proxy"] = "proxy-to-repository"
     repository: HostName | None = None
 
 

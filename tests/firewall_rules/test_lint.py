@@ -33,8 +33,8 @@ def codes(candidate: Policy, **more: Any) -> set[tuple[str, str | None]]:
     [
         ("network-12.3", {}),
         ("default-12.3", EVERY_MODE),
-        ("reverse-data", EVERY_MODE | {"listener": "proxy"}),
-        ("both-directions", EVERY_MODE | {"listener": ["repository", "proxy"]}),
+        ("reverse-data", EVERY_MODE | {"direction": "repository-to-proxy"}),
+        ("both-directions", EVERY_MODE | {"direction": ["proxy-to-repository", "repository-to-proxy"]}),
         ("network-12.3", {"guest": "none"}),
         ("postgres-12.3", EVERY_MODE | {"config_db": "postgresql"}),
         ("rest-12.3", EVERY_MODE | {"start": "rest"}),

@@ -30,7 +30,7 @@ def test_the_job_needs_the_rows_of_the_flow_reference() -> None:
 @pytest.mark.parametrize(
     ("facts", "more", "less"),
     [
-        ({"listener": "proxy"}, {"D2"}, {"D1"}),
+        ({"direction": "repository-to-proxy"}, {"D2"}, {"D1"}),
         ({"vcenter": "standalone"}, {"H2", "H6"}, {"H1", "H4"}),
         ({"transport": "san"}, {"H9"}, set()),
         ({"config_db": "postgresql"}, {"C13"}, set()),
@@ -43,7 +43,7 @@ def test_facts_change_the_need(facts: dict[str, str], more: set[str], less: set[
     assert {row.id for row in needed(MATRIX, facts)} == (usual | more) - less
 
 
-@pytest.mark.parametrize("facts", [{"listner": "proxy"}, {"listener": "both"}])
+@pytest.mark.parametrize("facts", [{"directoin": "repository-to-proxy"}, {"direction": "both"}])
 def test_unknown_facts_are_refused(facts: dict[str, str]) -> None:
     with pytest.raises(RuleError, match="fact"):
         needed(MATRIX, facts)

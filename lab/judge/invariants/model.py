@@ -58,7 +58,12 @@ def unusable(name: str, source: str, evidence: Evidence) -> Invariant | None:
     """Absence proves nothing in a capture with holes: such an invariant can not be said to hold."""
     if evidence.capture.complete:
         return None
-    return Invariant(name, NOT_APPLICABLE, f"the capture is not complete: {evidence.capture.reason}", source)
+    return Invariant(name, NOT_APPLICABLE, not_complete(evidence), source)
+
+
+def not_complete(evidence: Evidence) -> str:
+    """Why an invariant that needs the whole capture can not be checked; `report` finds those invariants by it."""
+    return f"the capture is not complete: {evidence.capture.reason}"
 
 
 def first_seen(record: Record) -> int:

@@ -35,12 +35,14 @@ def tickets_first(scene: Scene) -> Invariant:
         elif not right:
             addresses = ", ".join(sorted({str(_ticket_address(t)) for t in mine}))
             problems.append(f"{who}: its tickets name {addresses}")
-        if not _answered_before(src, at, evidence):
+        if evidence.capture.complete and not _answered_before(src, at, evidence):
             problems.append(f"{who}: no answer of vCenter to this proxy was on the wire before")
         if syn["synack_out"]:
             opened[(src, dst)] = opened.get((src, dst), 0) + 1
             if right and opened[(src, dst)] > len(right):
                 problems.append(f"{who}: connection {opened[(src, dst)]}, but only {len(right)} tickets by then")
+    if not problems and (doubt := unusable("I4", source, evidence)):
+        return doubt
     return result("I4", source, problems, f"{len(nfc)} SYNs to 902, each after a ticket for that address")
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lab.judge.invariants.model import NOT_APPLICABLE, Invariant, Scene, result
+from lab.judge.invariants.model import NOT_APPLICABLE, Invariant, Scene, result, unusable
 
 _ORDER: tuple[tuple[str, ...], ...] = (
     ("3",),
@@ -43,6 +43,8 @@ class Sighting:
 def order_of_steps(scene: Scene) -> Invariant:
     """I3: 3 < 5 < 6 < 7 < 8 < (10, 11 or 13) < 15 < 18 < 19 < 20 < 22."""
     source = "first SYNs (5, 6, 7, 8, 10, 11, 13, 18, 19); payload activity between step marks (3, 15, 20, 22)"
+    if doubt := unusable("I3", source, scene.evidence):
+        return doubt  # what came first may be what was lost
     problems: list[str] = []
     seen = [*_syns(scene), *_payloads(scene, problems)]
     several = sum(s.step == "15" for s in seen) > 1

@@ -126,6 +126,7 @@ def test_failures_before_the_snapshot_stop_the_job(key: tuple[str, str], step: s
     assert result["error"]["message"] == f"backup-server to {key[1]}:6162: timed out"
     assert not any(e.startswith((never, "snapshot", "freeze", "commit ", "point")) for e in world.log)
     assert steps(world, "failed") == [step]
+    assert {vm["scripts"] for vm in result["vms"]} == {"not reached"}
     left_clean(world)
 
 

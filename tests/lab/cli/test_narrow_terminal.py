@@ -79,3 +79,15 @@ def test_flows_keep_hosts_and_ports() -> None:
     assert "…" not in table
     ends = "".join(line[: line.index(" ") if " " in line else None] for line in table.splitlines())
     assert "2503" in ends
+
+
+def test_words_and_numbers_stay_whole_as_long_as_they_fit() -> None:
+    out = Out(as_json=False)
+    said = narrow(out, 80)
+    columns = ["rule", "from", "to", "port", "does", "packets", "what for"]
+    purpose = "console starts jobs and restores and rescans"
+    out.table(columns, [("M4", "backup_server", "proxy, repository", "2500-3300", "allow", 12345, purpose)])
+    lines = said.getvalue().splitlines()
+    words = {word for line in lines for word in line.split()}
+    assert {"backup_server", "repository", "2500-3300", "12345", *purpose.split()} <= words
+    assert max(map(len, lines)) <= 80 and len(lines) <= 5

@@ -100,7 +100,7 @@ def test_the_commands_own_failure_counts_and_the_recording_is_ended(
         (("--mode", "san", "--no-failover"), ["--mode", "san", "--no-failover"]),
         (("--failover",), ["--failover"]),
         (("--mode", "hotadd", "--full"), ["--mode", "hotadd", "--full"]),
-        (("--data-direction", "repository-to-proxy"), ["--direction", "repository-to-proxy"]),
+        (("--data-direction", "repository-to-proxy"), ["--data-direction", "repository-to-proxy"]),
     ],
 )
 def test_options_of_a_job_run_reach_the_console(
@@ -140,7 +140,7 @@ def test_a_console_that_says_nothing_is_an_error_with_words(desk: Desk, tmp_path
         ((), []),
         (("--mode", "hotadd", "--no-failover"), ["--mode", "hotadd", "--no-failover"]),
         (("--host", "esxi-2", "--datastore", "ds"), ["--host", "esxi-2", "--datastore", "ds"]),
-        (("--data-direction", "repository-to-proxy"), ["--direction", "repository-to-proxy"]),
+        (("--data-direction", "repository-to-proxy"), ["--data-direction", "repository-to-proxy"]),
     ],
 )
 def test_options_of_a_restored_vm_reach_the_console(

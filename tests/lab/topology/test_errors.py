@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "job with unknown VM": ("vms: [linux-vm, files-vm]", "vms: [linux-vm, file-vm]"),
     "job without VMs": ("vms: [linux-vm, files-vm]", "vms: []"),
     "unknown mode": ("mode: nbdssl", "mode: hotplug"),
-    "unknown direction": ("direction: target", "direction: sideways"),
+    "unknown direction": ("direction: proxy-to-repository", "direction: sideways"),
     "no credentials": ("    - {host: linux-guest, username: backup, password: Guest-Backup-1}", "    []"),
     "unknown profile": ('profile: "12.3"', 'profile: "11.0"'),
     "not YAML": ("hosts:\n", "hosts: [\n"),

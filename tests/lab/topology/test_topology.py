@@ -82,7 +82,7 @@ def test_guest_of_vm(demo: Topology) -> None:
 def test_shipped_job(demo: Topology) -> None:
     (job,) = demo.backup.jobs
     assert (job.name, job.vms, job.mode, job.direction, job.guest_scripts) == (
-        "demo", ["linux-vm", "files-vm"], "nbdssl", "target", True,
+        "demo", ["linux-vm", "files-vm"], "nbdssl", "proxy-to-repository", True,
     )  # fmt: skip
 
 
