@@ -37,6 +37,7 @@ class Attempt:
     local: tuple[str, int]
     remote: tuple[str, int]
     utc: int
+    pid: int | None = None
     outcome: str | None = None
     code: str | None = None
     done: int | None = None
@@ -104,6 +105,7 @@ def _attempt(event: Record) -> Attempt:
         local=(str(local[0]), int(local[1])),
         remote=(str(remote[0]), int(remote[1])),
         utc=int(event["utc"]),
+        pid=event.get("pid"),
     )
 
 

@@ -19,6 +19,7 @@ from firewall_rules.needs import kind_of
 from firewall_rules.verdict import Verdict
 from lab.judge.evidence import Evidence, Prediction, Record
 from lab.judge.join import Attempt, Joined
+from lab.judge.lives import WRITING_NS, died_inside, last_event, name, silence
 from lab.judge.rules import BUILT_IN
 
 NOT_APPLICABLE = "not applicable"
@@ -169,7 +170,16 @@ def judge(joined: Joined, number: int, evidence: Evidence) -> Flow:
     _row(flow, prediction, evidence)
     _bytes(flow, joined, evidence.ended)
     _witnesses(flow, joined, sight, prediction, evidence)
+    if attempt is None:
+        _opener(flow, evidence)
     return flow
+
+
+def _opener(flow: Flow, evidence: Evidence) -> None:
+    """Says of a connection without an event who died before it could write one (a library's own: written after the SYN)."""
+    opens = next((row.opens for row in evidence.matrix.rows if row.id == flow.row), ())
+    if flow.start and (died := died_inside(evidence.events, flow.initiator, opens, flow.start)):
+        flow.symptom += f"; {died}"
 
 
 def _rule(joined: Joined, prediction: Prediction) -> str:
@@ -224,13 +234,12 @@ def _bytes(flow: Flow, joined: Joined, ended: int) -> None:
 
 
 def _witnesses(flow: Flow, joined: Joined, sight: Seen, prediction: Prediction, evidence: Evidence) -> None:
-    lost = not evidence.capture.complete
-    if joined.packets is None and lost:
+    if blind := _blind(joined, sight, evidence):
         flow.verdict = Verdict.COULD_NOT_CHECK
-        flow.say("packets", NOT_APPLICABLE, f"the capture is not complete: {evidence.capture.reason}")
+        flow.say("packets", NOT_APPLICABLE, blind)
     else:
         flow.say("packets", sight.end.value, sight.text)
-    _event(flow, joined.attempt, sight)
+    _event(flow, joined, sight, evidence)
     _counter(flow, joined, sight, evidence)
     _socket(flow, joined, sight, evidence)
     judged = flow.witnesses["packets"] != NOT_APPLICABLE
@@ -240,12 +249,27 @@ def _witnesses(flow: Flow, joined: Joined, sight: Seen, prediction: Prediction, 
         flow.disagreements.append(f"predicted {flow.predicted}, the packets show {sight.path.value}: {sight.text}")
 
 
-def _event(flow: Flow, attempt: Attempt | None, sight: Seen) -> None:
+def _blind(joined: Joined, sight: Seen, evidence: Evidence) -> str:
+    """Why the packets say nothing about this attempt; empty when they do."""
+    if joined.packets is None and not evidence.capture.complete:
+        return f"the capture is not complete: {evidence.capture.reason}"
+    if sight.end is not Verdict.ALLOWED and joined.attempt and _cut_short(joined.start, joined.attempt, evidence):
+        return "the recording ended before the connection was open"
+    return ""
+
+
+def _cut_short(start: int, attempt: Attempt, evidence: Evidence) -> bool:
+    """Whether the recording ended during the attempt, or before it: a process may outlive the run that it belonged to."""
+    return start > evidence.ended - ENDING_NS and (attempt.done is None or attempt.done > evidence.ended)
+
+
+def _event(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None:
+    attempt = joined.attempt
     if attempt is None:
         flow.say("event", NOT_APPLICABLE, "no event: a foreign connection")
         return
     if attempt.outcome is None:
-        flow.say("event", NOT_APPLICABLE, "the process ended before the outcome was known")
+        _without_outcome(flow, attempt, joined.packets, evidence)
         return
     said = _OUTCOMES.get(attempt.outcome)
     if said is None:
@@ -263,13 +287,26 @@ def _event(flow: Flow, attempt: Attempt | None, sight: Seen) -> None:
         flow.disagreements.append(f"the engine says {said.value}, the packets show {sight.end.value}: {sight.text}")
 
 
+def _without_outcome(flow: Flow, attempt: Attempt, packets: Record | None, evidence: Evidence) -> None:
+    """A process that was killed could not write the outcome; one that lived on after the answer must have."""
+    who, last = name(attempt.process, attempt.host, attempt.pid), last_event(evidence.events, attempt.host, attempt.pid)
+    answers = [int(r["utc"]) for r in packets["rst"]] + [int(packets["synack_out"] or 0)] if packets else []
+    answered = min(filter(None, answers), default=None)
+    if answered is not None and last > answered + WRITING_NS:
+        text = f"{who} wrote no outcome, but lived on for {(last - answered) / 1e6:.0f} ms after the answer to its SYN"
+        flow.say("event", Verdict.COULD_NOT_CHECK.value, text)
+        flow.disagreements.append(text)
+    else:
+        flow.say("event", NOT_APPLICABLE, f"{who} ended before the outcome was known: {silence(last)}")
+
+
 def _counter(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None:
     """The rule's log line for this SYN, and that its counter moved at all. (`counters_agree` compares the sums.)"""
     if joined.packets is None:
         if joined.log:
             said = evidence.rules.verdict_of(str(joined.log[-1]["prefix"]))
             flow.say("counter", said.value if said else NOT_APPLICABLE, f"logged by {flow.rule}")
-            if evidence.capture.complete:
+            if flow.witnesses["packets"] != NOT_APPLICABLE:
                 flow.disagreements.append(f"rule {flow.rule} logged a packet that the capture does not have")
         else:
             flow.say("counter", NOT_APPLICABLE, "no SYN reached the router")
@@ -302,7 +339,7 @@ def _socket(flow: Flow, joined: Joined, sight: Seen, evidence: Evidence) -> None
     if tracking is None:
         reason = ""
         if joined.packets is None:
-            reason = "no SYN reached the router"
+            reason = flow.reasons["packets"] if flow.verdict is Verdict.COULD_NOT_CHECK else "no SYN reached the router"
         elif sight.path is not Verdict.ALLOWED or (sight.by == "nobody" and not joined.packets["syn_out"]):
             reason = "the kernel keeps no connection for a packet that the firewall stopped"
         elif evidence.tracking_lost:
