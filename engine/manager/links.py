@@ -13,12 +13,10 @@ from engine.events import EventLog
 from engine.guest.channel import GuestChannel, Scripts
 from engine.guest.ssh import Account, SshChannel
 from engine.manager.peers import Progress
-from engine.processes import READY_DEADLINE, in_thread
+from engine.processes import READY_DEADLINE
 from engine.rpc.client import CALL_DEADLINE, Client
 from engine.rpc.frames import WireClosed
 from engine.rpc.identity import Identity
-from engine.vsphere import VSphere
-from engine.vsphere.link import DEADLINE as VSPHERE_DEADLINE
 from engine.vsphere.link import VSphereLink
 
 STORE_DEADLINE = 600.0
@@ -218,22 +216,7 @@ class RealPeers:
         return MoverLink(client)
 
     async def vsphere(self, vcenter: dict[str, Any], *, step: str) -> VSphereLink:
-        session = await in_thread(
-            lambda: VSphere.login(
-                self._dialer(None),
-                name=vcenter["name"],
-                address=vcenter["address"],
-                port=vcenter["port"],
-                thumbprint=vcenter["thumbprint"],
-                username=vcenter["username"],
-                password=vcenter["password"],
-                step=step,
-                keylog=self._config.keylog,
-            ),
-            deadline=VSPHERE_DEADLINE,
-            what=f"login to {vcenter['name']}",
-        )
-        return VSphereLink(session)
+        return await VSphereLink.open(self._dialer(None), vcenter, step=step, keylog=self._config.keylog)
 
     def guest(self, vm: str, address: str, account: dict[str, Any], scripts: Scripts) -> GuestChannel:
         return SshChannel(

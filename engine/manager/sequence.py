@@ -36,6 +36,7 @@ from engine.manager.tasks import DiskTask, VmRun
 from engine.mover_steps import MoverSteps
 from engine.report import JobStopped, what_is_left
 from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
+from engine.vsphere.link import account
 from engine.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 
 STORE_DEADLINE = 600.0
@@ -438,7 +439,7 @@ class BackupSequence(Run):
             on_progress=steps.heard,
             modes=list(task.modes),
             failover=self.failover,
-            vcenter={k: vcenter[k] for k in ("name", "address", "port", "thumbprint", "username", "password")},
+            vcenter=account(vcenter),
             vm={"name": vm.name, "moref": vm.info.moref, "uuid": vm.info.uuid},
             snapshot=vm.snapshot.moref,
             disk={"key": task.disk.key, "path": task.disk.path, "capacity": task.disk.capacity},

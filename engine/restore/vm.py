@@ -33,6 +33,7 @@ from engine.rpc.client import Client
 from engine.scheduler.modes import usable
 from engine.servers import connect
 from engine.vsphere import VSphere
+from engine.vsphere.link import account, login
 from engine.waiting import every, quietly, to_the_end
 
 SCHEMA = "vadplab.restore-result/1"
@@ -215,9 +216,8 @@ class VmRestore:
         with self._report.step("r5", name=plan.name) as result:
 
             def make() -> None:
-                vsphere = self._vsphere = VSphere.login(
-                    self._config.dialer(self._report.events), step="r5", keylog=self._config.keylog, **self._vcenter
-                )
+                dialer = self._config.dialer(self._report.events)
+                vsphere = self._vsphere = login(dialer, self._vcenter, step="r5", keylog=self._config.keylog)
                 resolver = self._config.resolver
                 place = machine.place(vsphere, self._wanted.host, datastore, plan.name, resolver=resolver, step="r5")
                 self._where = {"host": place.host_name, "datastore": datastore}
@@ -275,7 +275,7 @@ class VmRestore:
                 on_progress=heard,
                 modes=list(disk.modes),
                 failover=self._wanted.failover,
-                vcenter=self._vcenter,
+                vcenter=account(self._vcenter),
                 vm={"name": self._wanted.name, "moref": self._made.moref, "uuid": self._uuid},
                 disk={"key": target.key, "path": target.path, "capacity": target.capacity},
                 steps=STEPS,

@@ -21,12 +21,9 @@ from engine.events import EventLog
 from engine.guest.channel import Scripts
 from engine.guest.ssh import Account, SshChannel
 from engine.model.infrastructure import Job
-from engine.processes import in_thread
 from engine.report import Reporter
-from engine.vsphere import VSphere
 from engine.vsphere.link import VSphereLink
 
-LOGIN_DEADLINE = 60.0
 COMMIT_TIMEOUT = 300.0
 WHY = "left by a run that died"
 
@@ -115,22 +112,7 @@ class Aftermath:
         if vcenter is None:
             raise VadplabError("no vCenter is known")
         dialer = Dialer(self._events, self._config.resolver)
-        session = await in_thread(
-            lambda: VSphere.login(
-                dialer,
-                name=vcenter["name"],
-                address=vcenter["address"],
-                port=vcenter["port"],
-                thumbprint=vcenter["thumbprint"],
-                username=vcenter["username"],
-                password=vcenter["password"],
-                step="22",
-                keylog=self._config.keylog,
-            ),
-            deadline=LOGIN_DEADLINE,
-            what=f"login to {vcenter['name']}",
-        )
-        return VSphereLink(session)
+        return await VSphereLink.open(dialer, vcenter, step="22", keylog=self._config.keylog)
 
 
 class Site:

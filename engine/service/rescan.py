@@ -17,7 +17,8 @@ from engine.model.database import Database
 from engine.processes import in_thread
 from engine.report import Reporter
 from engine.servers import connect
-from engine.vsphere import VmInfo, VSphere
+from engine.vsphere import VmInfo
+from engine.vsphere.link import login
 
 SCHEMA = "vadplab.rescan-result/1"
 DEADLINE = 120.0
@@ -77,17 +78,7 @@ class Rescan:
 
     async def _i2_read_inventory(self, vcenter: dict[str, Any]) -> dict[str, Any]:
         def read() -> tuple[str | None, list[VmInfo]]:
-            session = VSphere.login(
-                self._config.dialer(self._report.events),
-                name=vcenter["name"],
-                address=vcenter["address"],
-                port=vcenter["port"],
-                thumbprint=vcenter["thumbprint"],
-                username=vcenter["username"],
-                password=vcenter["password"],
-                step="i2",
-                keylog=self._config.keylog,
-            )
+            session = login(self._config.dialer(self._report.events), vcenter, step="i2", keylog=self._config.keylog)
             try:
                 return session.seen_thumbprint, session.vms(step="i2")
             finally:

@@ -37,12 +37,12 @@ from engine.service.broker import Broker
 from engine.service.jobs import Jobs
 from engine.service.runs import RunState
 from engine.vsphere import VSphere
+from engine.vsphere.link import login
 
 MODES = ("auto", "hotadd", "nbdssl", "nbd")
 QUEUED = 30.0
 STOP_DEADLINE = 300.0
 SWEEP_DEADLINE = 300.0
-VCENTER = ("name", "address", "port", "thumbprint", "username", "password")
 
 
 class RestoreUnknown(InputError):
@@ -197,14 +197,13 @@ class Restores:
             vcenters = await self._jobs.database(lambda db: db.vcenters())
             if not vcenters:
                 raise InputError("no vCenter is known", next="Run `infra rescan`.")
-            vcenter = {key: vcenters[0][key] for key in VCENTER}
-            await self._sweep(vcenter, report)
+            await self._sweep(vcenters[0], report)
 
             async def assign(tasks: list[dict[str, Any]], repository: str) -> dict[str, str]:
                 return await self._assign(session, tasks, repository, servers, report)
 
             restoring = VmRestore(
-                self._config, report, session, wanted, servers=servers, vcenter=vcenter, assign=assign,
+                self._config, report, session, wanted, servers=servers, vcenter=vcenters[0], assign=assign,
                 slots=lambda server: self._broker.held(session, server),
             )  # fmt: skip
             result = await restoring.run()
@@ -253,7 +252,7 @@ class Restores:
         events = self._config.event_log("service")
         try:
             for vcenter in await self._jobs.database(lambda db: db.vcenters()):
-                await self._sweep({key: vcenter[key] for key in VCENTER}, Reporter(events, lambda item: None))
+                await self._sweep(vcenter, Reporter(events, lambda item: None))
         finally:
             events.close()
 
@@ -265,9 +264,7 @@ class Restores:
             return
 
         def sweep() -> list[str]:
-            vsphere = VSphere.login(
-                self._config.dialer(report.events), step="r11", keylog=self._config.keylog, **vcenter
-            )
+            vsphere = login(self._config.dialer(report.events), vcenter, step="r11", keylog=self._config.keylog)
             try:
                 return _destroy_marked(vsphere, set(dead))
             finally:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""A vCenter session for asyncio: each call in a thread, under a deadline."""
+"""Sessions of a vCenter that the configuration database knows; `VSphereLink` for asyncio: each call in a thread, with a deadline."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
 from engine import leftovers
+from engine.dialer import Dialer
 from engine.processes import in_thread
 from engine.vsphere import tracking
 from engine.vsphere.objects import Snapshot, VmInfo
@@ -17,12 +21,32 @@ QUERY_DEADLINE = 600.0
 MARGIN = 30.0
 
 
+def account(vcenter: Mapping[str, Any]) -> dict[str, Any]:
+    """What a login, here or by a Data Mover, needs of the configuration database's record of a vCenter."""
+    return {key: vcenter[key] for key in ("name", "address", "port", "thumbprint", "username", "password")}
+
+
+def login(dialer: Dialer, vcenter: Mapping[str, Any], *, step: str, keylog: Path | None) -> VSphere:
+    """A session of that vCenter; blocking. Raises as `VSphere.login`."""
+    return VSphere.login(dialer, step=step, keylog=keylog, **account(vcenter))
+
+
 class VSphereLink:
     """A vCenter session, called in threads."""
 
     def __init__(self, session: VSphere) -> None:
         self._session = session
         self._creating: list[asyncio.Future[Snapshot]] = []
+
+    @classmethod
+    async def open(cls, dialer: Dialer, vcenter: Mapping[str, Any], *, step: str, keylog: Path | None) -> Self:
+        """Logs in. Raises as `VSphere.login`."""
+        session = await in_thread(
+            lambda: login(dialer, vcenter, step=step, keylog=keylog),
+            deadline=DEADLINE,
+            what=f"login to {vcenter['name']}",
+        )
+        return cls(session)
 
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
         return await in_thread(lambda: self._session.vms(step=step, names=names), deadline=DEADLINE, what="inventory")
