@@ -36,7 +36,8 @@ from engine.store.restore import to_file
 
 JOB, VM, KEY, FILE = "bench", "vm", 2000, "disk-2000.qcow2"
 DEADLINE = 600.0
-WORKERS = 3
+WORKERS = 2
+"""As jobs have it unless they are edited."""
 PROXY, REPOSITORY = "proxy-1", "repository-1"
 
 
