@@ -127,10 +127,10 @@ def run(argv: list[str]) -> int:
     except typer.TyperException as exc:
         # A group without a verb has printed its help page already, and says nothing more.
         said = exc.format_message().replace(": Value error, ", ": ")
-        message = said or f"{chosen(argv) or 'vadplab'} needs one of the commands above"
-        return out.error(
-            InputError(message, next=f"`vadplab {chosen(argv) or ''} --help` shows the usage.".replace("  ", " "))
-        )
+        context = getattr(exc, "ctx", None)
+        command = context.command_path if context else " ".join(["vadplab", *filter(None, [chosen(argv)])])
+        message = said or f"{command} needs one of the commands above"
+        return out.error(InputError(message, next=f"`{command} --help` shows the usage."))
     except typer.Abort:
         return 130
     except BrokenPipeError:

@@ -19,7 +19,7 @@ from lab.errors import exit_status
 
 ERROR_SCHEMA = "vadplab.error/1"
 PIPE_WIDTH = 240
-SHORT = 6
+SHORT = 3
 """A cell that needs no more than so many characters beyond its longest word is not broken while there is room."""
 
 

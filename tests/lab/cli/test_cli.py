@@ -200,3 +200,8 @@ def test_fake_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["fake", "disk", "--name", "a", "--help", "--", "-x", "--json"]) == 5
     assert main(["--lab", "fake", "fake", "disk"]) == 5
     assert seen == [["--name", "a", "--help", "--", "-x", "--json"], []]
+
+
+def test_a_wrong_option_names_the_command_whose_usage_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["firewall", "block", "H5", "--with", "drip"]) == 2
+    assert "`vadplab firewall block --help`" in capsys.readouterr().err
