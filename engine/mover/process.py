@@ -21,6 +21,7 @@ from engine.mover.task import MoverTask
 from engine.mover.telling import TellingEvents, told
 from engine.processes import ready, until_signal
 from engine.rpc.server import Call, ListenFailed, Peer, Server, UnknownMethod
+from engine.store.errors import on_host
 
 HELLO_DEADLINE = 60.0
 """Seconds in which the Backup Manager must have said hello."""
@@ -84,7 +85,8 @@ class Mover:
             return self._hello(call)
         if call.peer is not self._manager:
             raise WrongToken(f"{call.method} before hello with this mover's token", host=call.peer_name)
-        return await self._answer(call)
+        with on_host(self.config.name):
+            return await self._answer(call)
 
     def _hello(self, call: Call) -> dict[str, Any]:
         params = protocol.parse(protocol.Hello, "hello", call.params)

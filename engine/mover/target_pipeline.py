@@ -12,6 +12,7 @@ from engine.mover.batches import batch_of
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, NotReady, Stopped
 from engine.store.clusters import CLUSTER_BITS
+from engine.store.errors import on_host
 from engine.store.point_disk import PointDisk
 from engine.store.target import Stored, TargetDisk
 
@@ -24,11 +25,20 @@ class TargetPipeline:
     Args:
         link: gives the open link; blocks until it is there, raises when it will not be.
         parent: the disk of the restore point below, open; closed with this one.
+        host: this machine's name, for errors.
     """
 
     def __init__(
-        self, folder: Path, file: str, size: int, link: Callable[[], DataLink], *, parent: PointDisk | None = None
+        self,
+        folder: Path,
+        file: str,
+        size: int,
+        link: Callable[[], DataLink],
+        *,
+        parent: PointDisk | None = None,
+        host: str | None = None,
     ) -> None:
+        self._host = host
         self.disk = TargetDisk(folder, file, size, parent=parent)
         self._link = link
         self._done = threading.Event()
@@ -77,7 +87,8 @@ class TargetPipeline:
         link = None
         try:
             link = self._link()
-            self._receive(link)
+            with on_host(self._host):
+                self._receive(link)
         except VadplabError as exc:
             self._error = self._error or exc
             if link is not None and not isinstance(exc, RemoteError | ConnectError):  # the other side does not know yet

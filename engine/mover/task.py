@@ -176,7 +176,7 @@ class MoverTask:
             parent = await background(lambda: PointDisk(below, key))
         try:
             self._target = await background(
-                lambda: TargetPipeline(folder, params.file, params.size, blocking, parent=parent)
+                lambda: TargetPipeline(folder, params.file, params.size, blocking, parent=parent, host=self.config.name)
             )
         except BaseException:
             if parent is not None:

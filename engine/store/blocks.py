@@ -69,7 +69,7 @@ def write(path: Path, digests: bytes) -> str:
     try:
         durable.write_file(path, digests)
     except OSError as exc:
-        raise from_write_error(exc, path.name) from exc
+        raise from_write_error(exc, str(path)) from exc
     return blake3(digests).hexdigest()
 
 

@@ -106,7 +106,7 @@ class DigestTable:
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise from_write_error(exc, path.name) from exc
+            raise from_write_error(exc, str(path)) from exc
 
     @classmethod
     def load(cls, path: Path, size: int, *, cluster_bits: int = CLUSTER_BITS) -> DigestTable:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from engine.errors import InputError, VadplabError
 
@@ -20,7 +22,10 @@ class StoreFull(StoreError):
 
     code = "store.full"
     symptom = "no space left"
-    advice = "Free space on the repository, then run the job again; no restore point was made visible."
+    advice = (
+        "Free space on the repository (`points prune` removes old restore points), then run the job again; "
+        "no restore point was made visible."
+    )
 
 
 class FormatError(StoreError):
@@ -110,6 +115,16 @@ class PointExists(InputError):
     code = "store.exists"
     symptom = "exists"
     advice = "Nothing needs to be imported, or remove the other restore point first."
+
+
+@contextlib.contextmanager
+def on_host(name: str | None) -> Iterator[None]:
+    """Errors of the store that are raised inside name the machine that keeps the repository."""
+    try:
+        yield
+    except StoreError as exc:
+        exc.host = exc.host or name
+        raise
 
 
 def from_write_error(exc: OSError, what: str) -> StoreError:

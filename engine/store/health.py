@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from engine.errors import VadplabError
-from engine.store import blocks, chain, locks
+from engine.store import blocks, chain, locks, marker
 from engine.store.clusters import Unpacker
 from engine.store.digests import DigestTable
-from engine.store.errors import FormatError, RepositoryGone
+from engine.store.errors import FormatError
 from engine.store.manifest import FILE, POINT_ID, DiskEntry, Manifest
 from engine.store.reader import Qcow2Reader
 from engine.store.verify import check_clusters, matches, verify_disk, walk
@@ -154,8 +154,7 @@ def verify(folder: Path, *, only: str | None = None, deep: bool = False, wait: f
 
 def verify_repository(repository: Path, *, vm: str | None = None, deep: bool = False) -> list[Health]:
     """`verify` for every VM (or the one of that name) of every job. Raises RepositoryGone when the folder is not there."""
-    if not repository.is_dir():
-        raise RepositoryGone(f"repository {repository}: no such folder")
+    marker.require(repository)
     folders = sorted({path.parent for path in repository.glob("*/*/*") if POINT_ID.fullmatch(path.name)})
     wanted = [folder for folder in folders if vm in (None, unquote(folder.name))]
     return [verify(folder, deep=deep) for folder in wanted]

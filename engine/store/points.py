@@ -21,13 +21,12 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.errors import InputError
-from engine.store import checks, durable, locks, space
+from engine.store import checks, durable, locks, marker, space
 from engine.store.errors import (
     FormatError,
     ParentUnusable,
     PointBusy,
     PointNotFound,
-    RepositoryGone,
     StoreFull,
     Unfinished,
     from_write_error,
@@ -201,8 +200,7 @@ class Points:
 
     def list(self) -> list[Point]:
         """Every visible restore point, oldest first; one whose manifest is damaged is listed with its error."""
-        if not self.repository.is_dir():
-            raise RepositoryGone(f"repository {self.repository}: no such folder")
+        marker.require(self.repository)
         found = []
         for folder in sorted(self._visible(), key=lambda path: (path.name, str(path))):
             try:
@@ -259,6 +257,7 @@ class Points:
 
     def free_bytes(self) -> int:
         """Space that is left for new points: what is free, less what the points in the making have reserved."""
+        marker.require(self.repository)
         try:
             free = space.free(self.repository)
         except OSError as exc:
@@ -272,8 +271,7 @@ class Points:
         return self.repository / folder_name(job) / folder_name(vm)
 
     def _make_parents(self, parent: Path) -> None:
-        if not self.repository.is_dir():
-            raise RepositoryGone(f"repository {self.repository}: no such folder")
+        marker.require(self.repository, first_use=True)
         for folder in (parent.parent, parent):
             if not folder.is_dir():
                 with contextlib.suppress(FileExistsError):

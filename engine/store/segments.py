@@ -116,7 +116,7 @@ class SegmentWriter:
         try:
             durable.truncate(self._fd, length)
         except OSError as exc:
-            raise from_write_error(exc, self.path.name) from exc
+            raise from_write_error(exc, str(self.path)) from exc
         return length
 
     def header(self, data: bytes) -> None:
@@ -125,7 +125,7 @@ class SegmentWriter:
             durable.write_at(self._fd, data, 0)
             durable.sync(self._fd)
         except OSError as exc:
-            raise from_write_error(exc, self.path.name) from exc
+            raise from_write_error(exc, str(self.path)) from exc
 
     def close(self) -> None:
         """Ends the thread and closes the file; harmless when called twice."""
@@ -160,7 +160,7 @@ class SegmentWriter:
 
     def _check(self) -> None:
         if isinstance(self._error, OSError):
-            raise from_write_error(self._error, self.path.name) from self._error
+            raise from_write_error(self._error, str(self.path)) from self._error
         if self._error is not None:
             raise self._error
 
@@ -192,10 +192,10 @@ def _open_direct(path: Path) -> tuple[int, bool]:
         return os.open(path, flags | os.O_DIRECT, 0o644), True
     except OSError as exc:
         if exc.errno != errno.EINVAL:
-            raise from_write_error(exc, path.name) from exc
+            raise from_write_error(exc, str(path)) from exc
     # A file system without O_DIRECT (tmpfs) has created the file before it refused.
     path.unlink(missing_ok=True)
     try:
         return os.open(path, flags, 0o644), False
     except OSError as exc:
-        raise from_write_error(exc, path.name) from exc
+        raise from_write_error(exc, str(path)) from exc

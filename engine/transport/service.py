@@ -4,7 +4,7 @@
 `hello {}` → {name, version, roles, modes, vm_uuid, mover_ports, movers, free_bytes?}; `modes`: transport modes that this machine
 is set up for as a proxy; `vm_uuid`: its BIOS UUID when it is a VM, else null. `mover.start {session, task, role}` → {port, token};
 `mover.stop {session, task?}`; on a repository also `recovery.…`
-(`engine.transport.recoveries`), `point.…`, `points.…` and `files.…` (`engine.transport.repository`).
+(`engine.transport.recoveries`), `point.…` and `points.…` (`engine.transport.repository`).
 
 What a session began over a connection and did not commit is removed when that connection ends.
 """
@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
+from engine.store.errors import on_host
 from engine.store.points import Points
 from engine.transport.movers import ROLES, Movers
 from engine.transport.recoveries import Recoveries
@@ -89,8 +90,9 @@ class TransportService:
                 return {"port": port}
             case "recovery.stop":
                 return {"stopped": await self._recoveries().stop(call.param("session"))}
-            case method if method.startswith(("point.", "points.", "files.")):
-                return await self._store().handle(call)
+            case method if method.startswith(("point.", "points.")):
+                with on_host(self.config.name):
+                    return await self._store().handle(call)
         raise UnknownMethod(f"{self.config.name}: the Transport Service has no method {call.method}")
 
     async def _hello(self) -> dict[str, Any]:
@@ -104,7 +106,8 @@ class TransportService:
             "movers": self.movers.count,
         }
         if self.points is not None:
-            answer["free_bytes"] = self.points.free_bytes()
+            with on_host(self.config.name):
+                answer["free_bytes"] = self.points.free_bytes()
         return answer
 
     def _store(self) -> Repository:
