@@ -57,6 +57,7 @@ def add_job_verbs(job: Any) -> None:
         for option in ("vcenter", "mode", "pre-freeze", "post-thaw"):
             parser.add_argument(f"--{option}")
         parser.add_argument("--data-direction", dest="direction")
+        parser.add_argument("--direction", dest="direction", help=argparse.SUPPRESS)  # its earlier name
         parser.add_argument("--guest-processing", action=argparse.BooleanOptionalAction)
         parser.add_argument("--failover", action=argparse.BooleanOptionalAction, help="SAN and HotAdd to Network mode")
         parser.add_argument("--cbt", action=argparse.BooleanOptionalAction, help="changed block tracking")

@@ -11,7 +11,7 @@ A witness always says something: a verdict, or *not applicable* with a reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from firewall_rules.model import Row
@@ -52,6 +52,8 @@ class Seen:
     end: Verdict
     by: str
     text: str
+    proven: bool = False
+    """Shown by packets that are there; otherwise by the absence of others."""
 
 
 @dataclass(slots=True)
@@ -113,9 +115,9 @@ def seen(packets: Record | None) -> Seen:
     if packets["synack_out"]:
         cut = f"; cut later: {packets['stopped']} data packets were not forwarded" if packets["stopped"] > 0 else ""
         cut = "; cut later by a reset of the router" if by_router else cut
-        return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "firewall", f"SYN forwarded, SYN-ACK came back{cut}")
+        return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "firewall", f"SYN forwarded, SYN-ACK came back{cut}", True)
     if packets["start"] is None:
-        return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "none", "open before the capture began")
+        return Seen(Verdict.ALLOWED, Verdict.ALLOWED, "none", "open before the capture began", True)
     if not packets["syn_out"]:
         return _stopped(by_router, icmp)
     if by_responder:
@@ -168,8 +170,13 @@ def judge(joined: Joined, number: int, evidence: Evidence) -> Flow:
         joined=joined,
     )
     _row(flow, prediction, evidence)
-    _bytes(flow, joined, evidence.ended)
+    _bytes(flow, joined, evidence.ended, evidence.capture.complete)
+    known = list(flow.disagreements)
     _witnesses(flow, joined, sight, prediction, evidence)
+    if flow.disagreements != known and not (sight.proven or evidence.capture.complete):
+        # The packets that the others speak of may be the lost ones: their absence contradicts nobody.
+        flow.disagreements = known
+        _witnesses(flow, replace(joined, packets=None), seen(None), prediction, evidence)
     if attempt is None:
         _opener(flow, evidence)
     return flow
@@ -215,7 +222,7 @@ def _row(flow: Flow, prediction: Prediction, evidence: Evidence) -> None:
             flow.disagreements.append(f"row {row.id} does not list step {step}")
 
 
-def _bytes(flow: Flow, joined: Joined, ended: int) -> None:
+def _bytes(flow: Flow, joined: Joined, ended: int, complete: bool) -> None:
     """IP bytes of connection tracking, held against the payload by sequence numbers."""
     packets, tracking = joined.packets, joined.tracking
     if packets:
@@ -228,7 +235,7 @@ def _bytes(flow: Flow, joined: Joined, ended: int) -> None:
         return
     headers = (tracking["packets_orig"] + tracking["packets_reply"]) * MAX_HEADERS
     tracked_bytes, payload = flow.sent + flow.received, flow.payload_sent + flow.payload_received
-    exact = not packets["retransmits"] and packets["stopped"] <= 0 and packets["end"] < ended - ENDING_NS
+    exact = complete and not packets["retransmits"] and packets["stopped"] <= 0 and packets["end"] < ended - ENDING_NS
     if tracked_bytes < payload or (exact and tracked_bytes > payload + headers):
         flow.disagreements.append(f"connection tracking counted {tracked_bytes} IP bytes, the payload was {payload}")
 

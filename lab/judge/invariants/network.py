@@ -37,6 +37,8 @@ def nobody_calls_back(scene: Scene) -> Invariant:
             continue
         if record["kind"] == "other" and (record["error"] or record["icmp"] == "0/0" or _answers(record, evidence)):
             continue
+        if record["kind"] == "other" and not evidence.capture.complete:
+            continue  # what it answers may be among the lost packets
         src, dst = world.at(str(record["src"])), world.at(str(record["dst"]))
         src = src or world.guest_at(str(record["src"]))
         if src and dst and src.role in PROTECTED_ROLES and dst.role in BACKUP_ROLES:

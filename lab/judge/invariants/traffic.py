@@ -37,7 +37,9 @@ def bytes_by_path(scene: Scene) -> Invariant:
         moved = moved_by(task, scene.flows)
         if moved is None:
             return Invariant("I5", NOT_APPLICABLE, f"neither packets nor connection tracking saw {task}", source)
-        problems += [f"{task} ({MODES[mark.step]}): {text}" for text in _judged(mark, moved)]
+        problems += [
+            f"{task} ({MODES[mark.step]}): {text}" for text in _judged(mark, moved, scene.evidence.capture.complete)
+        ]
         held.append(f"{task} {MODES[mark.step]}: {moved.san} bytes on 3260, {moved.nfc} on 902")
     problems += [*_attached(read, scene), *_nobodys(scene)]
     if not problems and (doubt := unusable("I5", source, scene.evidence)):
@@ -45,9 +47,9 @@ def bytes_by_path(scene: Scene) -> Invariant:
     return result("I5", source, problems, "; ".join(held))
 
 
-def _judged(mark: Mark, moved: Moved) -> list[str]:
+def _judged(mark: Mark, moved: Moved, complete: bool) -> list[str]:
     found = []
-    bulk = moved.data // 2 if mark.phase == "end" and moved.data > SPARE else 0
+    bulk = moved.data // 2 if complete and mark.phase == "end" and moved.data > SPARE else 0
     if mark.step == "20a":
         if moved.nfc > FILES:
             found.append(f"{moved.nfc} bytes on 902, where only files belong: bulk without an announced failover")

@@ -55,6 +55,18 @@ def names(site: Site) -> dict[str, str]:
     return {job["name"]: job["origin"] for job in done(site, "job", "list")["jobs"]}
 
 
+@pytest.mark.parametrize("option", ["--data-direction", "--direction"])
+def test_direction_has_one_name_and_its_earlier_one(
+    site: Site, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = done(site, "job", "create", f"turned{option}", "--vm", "a", option, "repository-to-proxy")["job"]
+    assert made["direction"] == "repository-to-proxy"
+    done(site, "job", "delete", f"turned{option}")
+    with pytest.raises(SystemExit):
+        console(site, "job", "create", "--help")
+    assert " --direction" not in capsys.readouterr().out
+
+
 def test_jobs_of_the_console_survive_a_rescan_and_the_file_keeps_its_own(site: Site) -> None:
     made = done(site, "job", "create", "nightly", "--vm", "a", "--vm", "b", "--mode", "nbd", "--throttle", "1000000",
                 "--set", "rules.workers=4", "--no-guest-processing")  # fmt: skip
