@@ -2,7 +2,8 @@
 """Grains: 64 KiB pieces of a disk or of the LUN, and how map entries name them.
 
 *Map entry* (u32): `ABSENT` = look in the layer below, `ZEROED` = reads as zero and hides the layers below, any other
-value = LUN grain + 1. *View*: the flattened map of a chain, in which 0 = reads as zero.
+value = LUN grain + 1. *View*: the flattened map of a chain, `array("I")` with one
+entry per disk grain, in which 0 = reads as zero.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ ZEROED = 0xFFFFFFFF
 REGION = 16
 """Grains that the allocator tries to keep together: 1 MiB, the file block of VMFS."""
 
-View = array  # array("I"): one entry per disk grain
 _CHUNK = 1024
 
 

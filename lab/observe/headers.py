@@ -18,7 +18,6 @@ OUTGOING = 4
 ETH_IPV4, ETH_ARP, ETH_IPV6 = 0x0800, 0x0806, 0x86DD
 ICMP, TCP, UDP = 1, 6, 17
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
-ICMP_UNREACHABLE = 3
 ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 """ICMP types that answer another packet: they quote its header and open nothing themselves."""
 

@@ -21,7 +21,6 @@ from lab.realise.folders import LabFolder
 from lab.topology import Topology
 from lab.topology.model import Job, Role
 
-ENGINE_ROLES = (Role.CONSOLE, Role.BACKUP_SERVER, Role.PROXY, Role.REPOSITORY)
 SAN_PORT = 3260
 DEVICES = Path("/run/vadplab/devices")
 REST_PORT = 9419
