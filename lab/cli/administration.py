@@ -75,6 +75,7 @@ def _run(context: typer.Context, out: Out, family: str, words: list[str]) -> Non
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             deeper = {name for item in value for name, inner in item.items() if isinstance(inner, dict)}
             columns = [name for name in value[0] if name not in deeper]  # what lies deeper is for --json
+            columns = [name for name in columns if any(item.get(name) not in (None, "", []) for item in value)]
             out.table(columns, ([cell(name, item.get(name)) for name in columns] for item in value))
         elif isinstance(value, dict):
             out.table(("what", "value"), rows(value))

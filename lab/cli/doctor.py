@@ -24,7 +24,7 @@ def doctor(json: Json = False) -> None:
     for kind in ("component", "power", "port"):
         rows = [check for check in found if check.kind == kind]
         out.table(
-            [kind, "state", "what was found, or what takes its place", "to get it"],
+            [kind, "state", "found, or what takes its place", "to get it"],
             [(check.name, check.state, check.detail, check.fix) for check in rows],
         )
     out.text(f"\n[red]missing: {', '.join(missing)}[/]" if missing else "\nnothing that a lab needs is missing")

@@ -85,7 +85,7 @@ def run(
         done = recorded.run(running_lab(context), "job", argv, show_line)
     # When nobody answered the console, the Backup Service has said nothing of points: there is none of this run.
     out.document("job-run/1", {"restore_points": [], **console.without_schema(done.document), **done.evidence()})
-    _say(out, done.document)
+    _say(out, name, done.document)
     done.say(out)
     raise typer.Exit(done.exit_code)
 
@@ -99,9 +99,9 @@ def stop(context: typer.Context, name: Name, json: Json = False) -> None:
     out.text(f"{name}: stopped")
 
 
-def _say(out: Out, document: dict[str, Any]) -> None:
+def _say(out: Out, name: str, document: dict[str, Any]) -> None:
     colour = {"success": "green", "warning": "yellow"}.get(str(document.get("result")), "red")
-    out.text(f"[{colour}]{document.get('job', 'job')}: {document.get('result', 'failed')}[/]")
+    out.text(f"[{colour}]{name}: {document.get('result', 'failed')}[/]")
     for error in [document.get("error"), *document.get("warnings", [])]:
         if error:
             step = f"step {error['step']}: " if error.get("step") else ""

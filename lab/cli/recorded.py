@@ -64,8 +64,8 @@ class Recorded:
         held = sum(i.state == "held" for i in report.invariants)
         colour = "green" if report.exit_code == 0 else "red"
         out.text(
-            f"[{colour}]evidence: {report.result}[/]: {report.checked} connections judged, "
-            f"{held} invariants held; see `vadplab flows {self.run}`"
+            f"[{colour}]evidence: {report.result}[/]: {_counted(report.checked, 'connection')} judged, "
+            f"{_counted(held, 'invariant')} held; see `vadplab flows {self.run}`"
         )
         for problem in report.problems()[:12]:
             out.text(f"  [red]{problem['code']}[/] {problem['message']}")
@@ -103,3 +103,7 @@ def run(lab: LabFolder, kind: str, argv: list[str], on_line: console.Line | None
 
 def _end(lab: LabFolder, run: str, session: str) -> None:
     control.call(lab.control_socket, "run.end", timeout=END, run=run, session=session)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
