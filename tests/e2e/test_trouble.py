@@ -205,7 +205,8 @@ def test_disk_that_becomes_full_midway(lab: Site) -> None:
         answer = run_with(lab, lambda: fill(lab))
     finally:
         (lab.repository / ".filler").unlink()
-    assert_failed(answer, {"store.full"}, "21")
+    error = assert_failed(answer, {"store.full"}, "21")
+    assert error["host"] == "repository-1" and str(lab.inside) in error["message"] and "points prune" in error["next"]
 
 
 def test_read_only_repository(lab: Site) -> None:
@@ -214,7 +215,18 @@ def test_read_only_repository(lab: Site) -> None:
         answer = lab("job", "run", JOB)
     finally:
         lab.shell("repository-1", "mount", "-o", "remount,rw", str(lab.inside))
-    assert_failed(answer, {"store.read-only"}, "21")
+    error = assert_failed(answer, {"store.read-only"}, "21")
+    assert error["host"] == "repository-1" and str(lab.inside) in error["message"]
+
+
+def test_repository_whose_disk_is_not_mounted(lab: Site) -> None:
+    lab.shell("repository-1", "mount", "-t", "tmpfs", "tmpfs", str(lab.inside))
+    try:
+        answer, written = lab("job", "run", JOB), list(lab.repository.iterdir())
+    finally:
+        lab.shell("repository-1", "umount", str(lab.inside))
+    error = assert_failed(answer, {"store.gone"}, "5a")
+    assert error["host"] == "repository-1" and "its disk is not mounted" in error["message"] and written == []
 
 
 def test_repository_that_cannot_be_reached(lab: Site) -> None:
