@@ -22,13 +22,12 @@ from typing import Any, TextIO
 
 from lab.observe.nfnetlink import (
     NESTED,
-    READ_SIZE,
     Attributes,
     Message,
     NetfilterSocket,
+    Overrun,
     attribute,
     attributes,
-    messages,
     number,
 )
 
@@ -333,16 +332,14 @@ class FlowReader:
         """Handles one datagram; False when there is none."""
         assert self._socket is not None
         try:
-            data = self._socket.sock.recv(READ_SIZE)
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            if exc.errno != errno.ENOBUFS:
-                raise
+            found = self._socket.read()
+        except Overrun:
             self.lost += 1
             return True
+        if found is None:
+            return False
         now = time.time_ns()
-        for message in messages(data):
+        for message in found:
             entry = parse(message)
             if entry is not None:
                 self._learn(entry, now)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lab.observe import namespaces
-from lab.observe.nfnetlink import READ_SIZE, Message, NetfilterSocket, attribute, attributes, messages, number
+from lab.observe.nfnetlink import Message, NetfilterSocket, Overrun, attribute, attributes, number
 
 GROUP = 5
 SNAPLEN = 96
@@ -214,17 +214,15 @@ class LogReader:
         """Handles one datagram; False when there is none."""
         assert self._socket is not None
         try:
-            data = self._socket.sock.recv(READ_SIZE)
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            if exc.errno != errno.ENOBUFS:
-                raise
+            found = self._socket.read()
+        except Overrun:
             self._overrun = True
             return True
+        if found is None:
+            return False
         now = time.time_ns()
         lines = []
-        for message in messages(data):
+        for message in found:
             parsed = parse(message, self._interface, now)
             if parsed is None:
                 continue

@@ -85,6 +85,10 @@ def error_of(message: Message) -> int:
     return -int(struct.unpack_from("=i", message.body)[0]) if len(message.body) >= 4 else errno.EPROTO
 
 
+class Overrun(OSError):
+    """The kernel had more messages than the receive buffer could hold: some are lost."""
+
+
 class NetfilterSocket:
     """A netlink socket made in the namespace behind `netns` (None: this one); it stays there."""
 
@@ -146,6 +150,22 @@ class NetfilterSocket:
                         raise OSError(code, os.strerror(code))
                     return
                 yield message
+
+    def read(self) -> list[Message] | None:
+        """The messages of the next datagram, of a socket that does not block; None when there is none.
+
+        Raises:
+            Overrun: the receive buffer was full and messages were lost; those that follow can be read.
+            OSError: the kernel refuses.
+        """
+        try:
+            return list(messages(self.sock.recv(READ_SIZE)))
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno == errno.ENOBUFS:
+                raise Overrun(exc.errno, exc.strerror) from exc
+            raise
 
     def fileno(self) -> int:
         """For selectors and asyncio."""
