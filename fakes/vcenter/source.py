@@ -174,6 +174,7 @@ def build(cache: Path, module: Path = MODULE) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise VcsimMissing(f"the cache folder {cache} can not be written: {exc.strerror}") from exc
+    print(f"{module.name} is compiled, once: this takes a minute", file=sys.stderr, flush=True)
     unfinished = target.with_name(f".{module.name}-{os.getpid()}-{os.urandom(4).hex()}")
     env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     command = [str(go), "build", "-trimpath", "-ldflags", "-s -w", "-o", str(unfinished), "."]
