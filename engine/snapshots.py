@@ -8,6 +8,7 @@ vCenter may have been rebuilt with new references.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Protocol
 
 from engine.errors import ConnectError, ConnectTimedOut, VadplabError
@@ -15,6 +16,7 @@ from engine.vsphere import VSphereFault
 
 NAME = "VADPLAB BACKUP TEMPORARY SNAPSHOT"
 PAUSES = (1.0, 2.0, 4.0, 8.0)
+_MARK = re.compile(r"vadplab-session:([^;]+);")
 
 
 class SnapshotOrphaned(VadplabError):
@@ -22,7 +24,10 @@ class SnapshotOrphaned(VadplabError):
 
     code = "snapshot.orphaned"
     symptom = "snapshot stays"
-    advice = "The Backup Service commits it when it starts again; or remove it in the vCenter by its description."
+    advice = (
+        "The next run of a job with this VM commits it, and so does the Backup Service when it starts;"
+        " or remove it in the vCenter by its description."
+    )
 
 
 class Committer(Protocol):
@@ -34,6 +39,12 @@ class Committer(Protocol):
 def mark(session: str) -> str:
     """The mark of a session's snapshots."""
     return f"vadplab-session:{session};"
+
+
+def session_of(description: str) -> str | None:
+    """The session whose mark stands in a snapshot's description; None: not a snapshot of the engine."""
+    found = _MARK.search(description)
+    return found.group(1) if found else None
 
 
 def description(job: str, session: str) -> str:

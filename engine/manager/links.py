@@ -71,6 +71,10 @@ class ServiceLink:
     async def release(self) -> None:
         await self._client.call("resources.release", session=self._session)
 
+    async def dead(self, sessions: list[str]) -> list[str]:
+        answer = await self._client.call("manager.dead", session=self._session, sessions=sessions)
+        return list(answer["dead"])
+
     async def pending(self, pending: dict[str, Any]) -> None:
         await self._client.call("manager.pending", session=self._session, pending=pending)
 

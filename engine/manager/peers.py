@@ -39,6 +39,9 @@ class Service(Protocol):
     async def release(self) -> None:
         """Gives every slot of this run back."""
 
+    async def dead(self, sessions: list[str]) -> list[str]:
+        """Which of these were runs of the same Backup Service and go on no more."""
+
     async def pending(self, pending: dict[str, Any]) -> None:
         """Stores what must be put right should this process die now; returns when it is on disk."""
 
@@ -116,6 +119,9 @@ class VSphere(Protocol):
 
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
         """The VMs of those names that exist."""
+
+    async def snapshots(self, vm: VmInfo, *, step: str) -> list[Snapshot]:
+        """All snapshots of the VM, whoever made them."""
 
     async def ensure_tracking(self, vm: VmInfo) -> Tracking:
         """Step 8: changed block tracking is on for the VM from the next snapshot on, where that is possible."""

@@ -196,10 +196,28 @@ class BackupSequence(Run):
                     vm.fail(VmMissing(f"VM {vm.name} has no disks", step="8"))
                 added += new
             self.raise_if_nothing_is_left()
+            for vm in [r for r in alive if not r.failed]:
+                await self.commit_orphans(vm)
             if self.job.get("cbt", True):
                 for vm in [r for r in alive if not r.failed]:
                     await self.switch_tracking_on(vm)
         return added
+
+    async def commit_orphans(self, vm: VmRun) -> None:
+        """Part of step 8: snapshots that dead runs left are found by their marks and committed. One that stays is reported."""
+        assert self.vsphere is not None and vm.info is not None
+        try:
+            there = await self.vsphere.snapshots(vm.info, step="8")
+            marked = {snapshots.session_of(snapshot.description) for snapshot in there} - {None}
+            for session in await self.peers.service.dead(sorted(str(one) for one in marked)) if marked else []:
+                mark, timeout = snapshots.mark(session), self.job["snapshot_timeout"]
+                count = await self.vsphere.commit_snapshots(vm.name, mark, timeout=timeout)
+                self.report.note(
+                    f"{vm.name}: {count} snapshots of the dead run {session} committed", step="8", vm=vm.name
+                )
+        except VadplabError as exc:
+            left = f"{vm.name}: a snapshot of an earlier run stays: {exc.message}"
+            self.warn(vm, snapshots.SnapshotOrphaned(left, step="8", host=exc.host, target=exc.target, port=exc.port))
 
     async def switch_tracking_on(self, vm: VmRun) -> None:
         """Part of step 8: changed block tracking, from this run's snapshot on. Without it disks are compared or read whole."""

@@ -181,6 +181,11 @@ class Jobs:
         self.find(session).pending = pending
         await self.database(lambda db: db.set_pending(session, pending))
 
+    async def dead(self, sessions: list[str]) -> list[str]:
+        """Which of these were runs of this service and go on no more. What is not known may be another backup server's."""
+        known = await self.database(lambda db: [s for s in sessions if db.session(str(s)) is not None])
+        return [s for s in known if s not in self._runs]
+
     async def learned(self, session: str, fields: dict[str, Any]) -> None:
         """Facts that a manager found: a guest's host key, where a VM's restore point went."""
         state = self.find(session)

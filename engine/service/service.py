@@ -131,6 +131,8 @@ class BackupService:
                 for item in call.param("items", list):
                     self.jobs.find(session).tell(item)
                 return {}
+            case "manager.dead":
+                return {"dead": await self.jobs.dead(call.param("sessions", list))}
             case "manager.pending":
                 await self.jobs.pending(session, call.param("pending", dict))
                 return {}

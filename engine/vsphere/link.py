@@ -51,6 +51,11 @@ class VSphereLink:
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
         return await in_thread(lambda: self._session.vms(step=step, names=names), deadline=DEADLINE, what="inventory")
 
+    async def snapshots(self, vm: VmInfo, *, step: str) -> list[Snapshot]:
+        return await in_thread(
+            lambda: self._session.snapshots(vm.moref, step=step), deadline=DEADLINE, what="snapshots"
+        )
+
     async def ensure_tracking(self, vm: VmInfo) -> Tracking:
         return await in_thread(
             lambda: tracking.ensure(self._session, vm.moref, step="8"),

@@ -38,6 +38,9 @@ def main(address: str, topology: Path, verb: str, *argv: str) -> None:
                 done = show(content)
             case "power":
                 done = power(machine(content, argv[0]), argv[1] == "on")
+            case "snapshot":
+                WaitForTask(machine(content, argv[0]).CreateSnapshot_Task("left", argv[1], False, False))
+                done = {"snapshot": argv[0]}
             case "destroy":
                 WaitForTask(machine(content, argv[0]).Destroy_Task())
                 done = {"destroyed": argv[0]}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import snapshots
 from fakes.core.fabric import FabricClient
 from tests.e2e import guestdisks, harness
 from tests.e2e.harness import COMMAND_DEADLINE, VADPLAB, Answer, Document, Lab
@@ -265,6 +266,15 @@ def test_vcenter_session_that_expires_midway_is_opened_anew(lab: Site) -> None:
     assert set(lab.snapshots().values()) == {0}
     logins = 4  # of the manager, of two Data Movers, of the test
     assert requests(answer, "Login") > logins, "nobody logged in again"
+
+
+def test_a_dead_runs_snapshot_is_committed_by_the_next_run(lab: Site) -> None:
+    """Found by the mark in its description alone; nothing else remembers it, and the service is not started anew."""
+    lab.vcenter("snapshot", VM, snapshots.description(JOB, lab.chain()[-1]["session"]))
+    assert sum(lab.snapshots().values()) == 2, "one snapshot, at the storage and at vCenter"
+    answer, _ = lab.job(name=JOB, code=0)
+    assert answer["warnings"] == []
+    assert set(lab.snapshots().values()) == {0}
 
 
 def test_snapshot_that_cannot_be_removed_is_tried_again_then_reported(lab: Site) -> None:

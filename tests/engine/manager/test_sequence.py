@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from engine import snapshots
 from engine.errors import ConnectRefused, VadplabError
 from engine.events import EventLog
 from engine.guest.errors import ScriptFailed
@@ -19,6 +20,7 @@ from engine.manager import restore_point
 from engine.manager.sequence import BackupSequence
 from engine.steps import ORDER, STEPS
 from engine.store.manifest import Manifest
+from engine.vsphere import Snapshot, VSphereFault
 from tests.engine.manager.world import World, disk, timed_out, vm_info
 
 
@@ -396,3 +398,31 @@ def test_mover_on_the_repository_that_dies_fails_the_task() -> None:
     assert result["error"]["code"] == "wire.closed" and "repository-1" in result["error"]["message"]
     assert "commit linux-vm" in world.log and list(world.points) == ["db-vm"]
     left_clean(world)
+
+
+def left_behind(session: str) -> Snapshot:
+    return Snapshot(f"snapshot-of-{session}", "vm-linux-vm", snapshots.NAME, 7, snapshots.description("demo", session))
+
+
+def test_a_dead_runs_snapshot_is_committed_by_the_next_run_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    world = World()
+    mine = Snapshot("snapshot-9", "vm-linux-vm", "before the update", 9, "made by a person")
+    world.left["linux-vm"] = [left_behind("dead"), left_behind("alive"), mine]
+    world.dead = {"dead"}
+    result = run(world, tmp_path)
+    assert result["result"] == "success" and result["warnings"] == []
+    assert world.left["linux-vm"] == [left_behind("alive"), mine]
+    assert world.log.index("commit linux-vm") < world.log.index("snapshot linux-vm")
+    assert any("dead run dead committed" in str(item.get("text")) for item in world.progress)
+
+
+def test_a_dead_runs_snapshot_that_stays_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:
+    world = World()
+    world.left["linux-vm"] = [left_behind("dead")]
+    world.dead = {"dead"}
+    world.fail["commit", "linux-vm"] = VSphereFault("locked")
+    world.times["commit", "linux-vm"] = 1
+    result = run(world, tmp_path)
+    assert result["result"] == "warning" and len(result["restore_points"]) == 2
+    assert [w["code"] for w in result["warnings"]] == ["snapshot.orphaned"]
+    assert world.left["linux-vm"] == [left_behind("dead")]

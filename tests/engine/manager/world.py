@@ -53,6 +53,9 @@ class World:
         self.slow: dict[tuple[str, str], float] = {}
         self.reached: dict[tuple[str, str], asyncio.Event] = {}
         self.snapshots: dict[str, Snapshot] = {}
+        self.left: dict[str, list[Snapshot]] = {}
+        """Snapshots that were there before the run, by VM."""
+        self.dead: set[str] = set()
         self.points: dict[str, dict[str, Any]] = {}
         self.begun: list[str] = []
         self.frozen: set[str] = set()
@@ -164,6 +167,9 @@ class FakeService:
 
     async def release(self) -> None:
         await self.world.do("release", "demo")
+
+    async def dead(self, sessions: list[str]) -> list[str]:
+        return [session for session in sessions if session in self.world.dead]
 
     async def pending(self, pending: dict[str, Any]) -> None:
         self.world.pendings.append(pending)
@@ -335,6 +341,9 @@ class FakeVSphere:
         await self.world.do("vms", "all")
         return [vm for vm in self.world.vms if vm.name in names]
 
+    async def snapshots(self, vm: VmInfo, *, step: str) -> list[Snapshot]:
+        return self.world.left.get(vm.name, [])
+
     async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
         self.world.snapshots[vm.name] = Snapshot(f"snapshot-{vm.name}", vm.moref, name, 1, description)
         await self.world.do("snapshot", vm.name)
@@ -366,6 +375,9 @@ class FakeVSphere:
 
     async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
         await self.world.do("commit", vm)
+        if mine := [s for s in self.world.left.get(vm, []) if mark in s.description]:
+            self.world.left[vm] = [s for s in self.world.left[vm] if s not in mine]
+            return len(mine)
         assert not any(f"/{vm}_" in path for _, path in self.world.attached), "a disk is attached"
         found = self.world.snapshots.pop(vm, None)
         assert found is None or mark in found.description

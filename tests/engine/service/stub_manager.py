@@ -39,6 +39,7 @@ async def manage(path: Path, session: str, port: int) -> int:
     task = {"id": "linux-vm:2000", "vm": "linux-vm", "mode": job["mode"]}
     plan = await client.call("resources.acquire", deadline=None, session=session, tasks=[task])
     result["plan"] = plan
+    result["dead"] = (await client.call("manager.dead", session=session, sessions=["one", session, "foreign"]))["dead"]
     await client.call("manager.progress", session=session, items=[{"kind": "note", "step": "3", "text": job["name"]}])
     match job["name"]:
         case "slow":

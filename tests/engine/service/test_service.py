@@ -221,7 +221,10 @@ def test_service_that_starts_again_puts_right_what_is_left(tmp_path: Path, recov
             one = await run_job(client, "dies", session="one")
             assert one["left"] == PENDING
             assert "linux-vm: its snapshot may stay, its guest may be frozen" in one["error"]["next"]
-            assert (await run_job(client, "orphan", session="two"))["result"] == "success"
+            two = await run_job(client, "orphan", session="two")
+            assert two["result"] == "success" and two["dead"] == ["one"], (
+                "neither its own session nor another service's"
+            )
         database = site.database()
         database.begin_session("three", "job", "quick")  # running when the service was killed
         database.close()
