@@ -43,9 +43,8 @@ class Progressing:
         """One streamed document."""
         match line.get("kind"):
             case "step" if line.get("phase") in _GLYPH:
-                task = f" [dim]{escape(line['task'])}[/]" if line.get("task") else ""
-                text = f" [dim]{escape(line['text'])}[/]" if line.get("text") else ""
-                self._out.notice(f"{_GLYPH[line['phase']]} {line['step']:>3} {line.get('title', '')}{task}{text}")
+                details = "".join(f" [dim]· {escape(line[key])}[/]" for key in ("task", "text") if line.get(key))
+                self._out.notice(f"{_GLYPH[line['phase']]} {line['step']:>3} {line.get('title', '')}{details}")
             case "task":
                 self._bar(str(line["task"]), int(line["read"]), int(line["total"]))
             case "note":
