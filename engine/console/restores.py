@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Console verbs about restore points: into a new VM, single files, instant recovery, verify, prune, import.
 
-restore vm POINT --name NEW [--vm VM] [--host ESXI] [--datastore DS] [--mode M] [--no-failover] [--data-direction D]
+restore vm POINT --name NEW [--vm VM] [--vcenter V] [--host ESXI] [--datastore DS] [--mode M] [--no-failover]
+    [--data-direction D]
 restore files POINT PATH… --disk N (--to FOLDER | --list) [--vm VM] [--partition N]
 recover POINT [--disk N]… [--vm VM] [--port P]      until Ctrl-C; prints the NBD URIs first
 points list | verify [POINT] [--vm VM] [--deep] | prune [--count N] [--days N] [--vm VM] [--job JOB]
@@ -62,7 +63,7 @@ def add_verbs(families: Any) -> None:
     vm = verbs.add_parser("vm", help="all disks into a new VM in vCenter, powered off")
     vm.add_argument("point")
     vm.add_argument("--name", required=True, help="the new VM's name")
-    for option in ("host", "datastore", "mode"):
+    for option in ("vcenter", "host", "datastore", "mode"):
         vm.add_argument(f"--{option}")
     vm.add_argument("--data-direction", dest="direction")
     vm.add_argument("--failover", action=argparse.BooleanOptionalAction, help="whether another mode may take over")
@@ -141,7 +142,9 @@ class PointVerbs:
     async def restore_vm(self, arguments: argparse.Namespace) -> dict[str, Any]:
         """Restores into a new VM; SIGINT and SIGTERM stop it, and wait until the half-made VM is gone."""
         session = arguments.session or new_id()
-        given = _given(arguments, "point", "name", "vm", "host", "datastore", "mode", "direction", "failover")
+        given = _given(
+            arguments, "point", "name", "vm", "vcenter", "host", "datastore", "mode", "direction", "failover"
+        )
         async with Connection(self._config, session, "r1") as client:
             running = asyncio.create_task(
                 client.call(

@@ -348,5 +348,6 @@ class Database:
     def _vm(row: VmRow) -> dict[str, Any]:
         disks = [{"key": d.key, "label": d.label, "path": d.path, "capacity": d.capacity} for d in row.disks]
         return {
-            "name": row.name, "moref": row.moref, "uuid": row.uuid, "host": row.host, "power": row.power, "disks": disks,
+            "name": row.name, "vcenter": row.vcenter, "moref": row.moref, "uuid": row.uuid, "host": row.host, "power": row.power,
+            "disks": disks,
         }  # fmt: skip

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.errors import MissingError, VadplabError
+from engine.errors import InputError, MissingError, VadplabError
 from engine.mover_steps import MoverSteps
 from engine.processes import READY_DEADLINE, in_thread
 from engine.report import Reporter
@@ -68,12 +68,14 @@ class NoProxy(MissingError):
 class Wanted:
     """What is to be restored: the point, of which VM (None: the only one), into which new VM, where and how.
 
+    vcenter: None: the one that the VM was backed up from.
     host, datastore: None: any that mounts the datastore; the original disk's. mode: nbd, nbdssl, hotadd or auto.
     """
 
     point: str
     name: str
     vm: str | None = None
+    vcenter: str | None = None
     host: str | None = None
     datastore: str | None = None
     mode: str = "auto"
@@ -116,7 +118,8 @@ class VmRestore:
         wanted: Wanted,
         *,
         servers: list[dict[str, Any]],
-        vcenter: dict[str, Any],
+        vcenters: list[dict[str, Any]],
+        vms: list[dict[str, Any]],
         assign: Assign,
         slots: Callable[[str], int] = lambda server: 1,
     ) -> None:
@@ -125,7 +128,9 @@ class VmRestore:
         self._session = session
         self._wanted = wanted
         self._servers = servers
-        self._vcenter = vcenter
+        self._vcenters = vcenters
+        self._vms = vms
+        self._vcenter: dict[str, Any] = {}
         self._assign = assign
         self._slots = slots
         self._found: Found | None = None
@@ -176,6 +181,7 @@ class VmRestore:
             self._transports[name] = self._found.transport
             if found.get("error"):
                 raise points.PointUnknown(f"{wanted.point} is damaged: {found['error']}")
+            self._vcenter = vcenter_of(str(found["uuid"]), wanted.vcenter, self._vcenters, self._vms)
             result["repository"] = name
             await self._choose_proxies(found, name)
             for disk in self._disks:
@@ -404,6 +410,22 @@ async def _link(caller: Client, listener: dict[str, Any], at: dict[str, Any]) ->
         name=listener["name"],
         as_step="r6",
     )
+
+
+def vcenter_of(
+    uuid: str, wanted: str | None, vcenters: list[dict[str, Any]], vms: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The vCenter to restore into: the one that is wanted, else that of the VM with this BIOS UUID, else the only one.
+
+    Raises:
+        InputError: it is not known, or the VM is gone and there are several.
+    """
+    name = wanted or next((vm["vcenter"] for vm in vms if vm["uuid"] == uuid), None)
+    chosen = [v for v in vcenters if name in (None, v["name"])]
+    if len(chosen) == 1:
+        return chosen[0]
+    known = ", ".join(str(v["name"]) for v in vcenters) or "none; run `infra rescan`"
+    raise InputError(f"{name} is no vCenter" if name else "which vCenter?", next=f"Name one with --vcenter: {known}.")
 
 
 def _datastore(path: str) -> str:

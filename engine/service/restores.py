@@ -3,7 +3,7 @@
 
 restore.disk {point, disk, vm?, session?} → where the console fetches it (r3); restore.files: the same, of which the console
 reads what single files need; restore.end {session, result}
-restore.vm {point, name, vm?, host?, datastore?, mode?, direction?, failover?, session?} (progress, then the result document);
+restore.vm {point, name, vm?, vcenter?, host?, datastore?, mode?, direction?, failover?, session?} (progress, then the result document);
 restore.stop {session}
 recovery.start {point, vm?, disks?, port?, session?} → {disks: [{key, label, size, host, name, port}], …}; it is served until
 recovery.stop {session, result}, or until the console's connection ends
@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, get_args
 
 from engine.config import EngineConfig
@@ -195,15 +196,14 @@ class Restores:
         try:
             servers = await self._jobs.database(lambda db: db.servers())
             vcenters = await self._jobs.database(lambda db: db.vcenters())
-            if not vcenters:
-                raise InputError("no vCenter is known", next="Run `infra rescan`.")
-            await self._sweep(vcenters[0], report)
+            vms = await self._jobs.database(lambda db: db.show()["vms"])
+            await self._sweep(vcenters, report)
 
             async def assign(tasks: list[dict[str, Any]], repository: str) -> dict[str, str]:
                 return await self._assign(session, tasks, repository, servers, report)
 
             restoring = VmRestore(
-                self._config, report, session, wanted, servers=servers, vcenter=vcenters[0], assign=assign,
+                self._config, report, session, wanted, servers=servers, vcenters=vcenters, vms=vms, assign=assign,
                 slots=lambda server: self._broker.held(session, server),
             )  # fmt: skip
             result = await restoring.run()
@@ -251,32 +251,40 @@ class Restores:
             return
         events = self._config.event_log("service")
         try:
-            for vcenter in await self._jobs.database(lambda db: db.vcenters()):
-                await self._sweep(vcenter, Reporter(events, lambda item: None))
+            vcenters = await self._jobs.database(lambda db: db.vcenters())
+            await self._sweep(vcenters, Reporter(events, lambda item: None))
         finally:
             events.close()
 
-    async def _sweep(self, vcenter: dict[str, Any], report: Reporter) -> None:
-        """Destroys VMs that carry the mark of a restore of ours that does not run; what fails is left to the next restore."""
+    async def _sweep(self, vcenters: list[dict[str, Any]], report: Reporter) -> None:
+        """Destroys VMs that carry the mark of a restore of ours that does not run; what fails is left to the next restore.
+
+        A restore may have been into any vCenter: it is settled when all of them were searched.
+        """
         known = await self._jobs.database(lambda db: db.sessions(kind="restore"))
         dead = {s["id"]: s for s in known if s["id"] not in self._running and _may_have_left_a_vm(s)}
         if not dead:
             return
 
-        def sweep() -> list[str]:
+        def sweep(vcenter: dict[str, Any]) -> list[str]:
             vsphere = login(self._config.dialer(report.events), vcenter, step="r11", keylog=self._config.keylog)
             try:
                 return _destroy_marked(vsphere, set(dead))
             finally:
                 vsphere.logout()
 
-        try:
-            gone = await in_thread(sweep, deadline=SWEEP_DEADLINE, what="half-made VMs")
-        except VadplabError as exc:
-            report.note(f"half-made VMs of earlier restores could not be looked for: {exc.message}", step="r11")
+        searched = True
+        for vcenter in vcenters:
+            try:
+                gone = await in_thread(partial(sweep, vcenter), deadline=SWEEP_DEADLINE, what="half-made VMs")
+            except VadplabError as exc:
+                report.note(f"half-made VMs of earlier restores could not be looked for: {exc.message}", step="r11")
+                searched = False
+                continue
+            for name in gone:
+                report.note(f"{name}, left half-made by an earlier restore, was destroyed", step="r11")
+        if not searched:
             return
-        for name in gone:
-            report.note(f"{name}, left half-made by an earlier restore, was destroyed", step="r11")
 
         def settle(database: Database) -> None:
             for session, record in dead.items():
@@ -418,6 +426,7 @@ def _wanted(call: Call) -> Wanted:
         point=call.param("point"),
         name=call.param("name"),
         vm=call.param("vm", default=None),
+        vcenter=call.param("vcenter", default=None),
         host=call.param("host", default=None),
         datastore=call.param("datastore", default=None),
         mode=mode,

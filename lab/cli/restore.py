@@ -117,6 +117,9 @@ def restore_vm(
     point: PointName,
     name: Annotated[str, typer.Option("--name", metavar="NEW", help="The new VM's name.")],
     vm: VmName = None,
+    vcenter: Annotated[
+        str | None, typer.Option("--vcenter", help="The vCenter (default: the one that the VM was backed up from).")
+    ] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="The ESXi host (default: one that mounts the datastore).")
     ] = None,
@@ -138,6 +141,7 @@ def restore_vm(
     _, manifest = find(lab, point, vm)
     argv = ["restore", "vm", point, "--name", name, "--vm", manifest.vm.name]
     for option, value in (
+        ("--vcenter", vcenter),
         ("--host", host),
         ("--datastore", datastore),
         ("--mode", mode),

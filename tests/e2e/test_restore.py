@@ -20,6 +20,7 @@ from lab.judge import truth
 from tests.e2e.guestdisks import socket_of
 from tests.e2e.harness import COMMAND_DEADLINE, VADPLAB, Document, Lab, Run
 from tests.e2e.test_incrementals import at_vcenter
+from tests.e2e.test_kills import kill
 
 pytestmark = pytest.mark.slow
 VM = "files-vm"
@@ -156,6 +157,25 @@ def test_a_stopped_restore_takes_the_half_made_vm_back(drill: Lab, point: Docume
     assert "half" not in {vm["vm"] for vm in drill.storage().call("vm.list")}
 
 
+def test_a_service_killed_in_a_restore_leaves_no_half_made_vm(drill: Lab, point: Document) -> None:
+    def left() -> set[str]:
+        return {vm["vm"] for vm in drill.storage().call("vm.list")}
+
+    with running(drill, "restore", "vm", point["point"], "--vm", VM, "--name", "orphaned", "--mode", "nbd") as process:
+        end = time.monotonic() + COMMAND_DEADLINE
+        while "orphaned" not in left():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        kill(drill, "backup-server", "backup-service")
+        out, err = process.communicate(timeout=COMMAND_DEADLINE)
+    assert process.returncode in (1, 4) and "Traceback" not in err, (out, err)
+    end = time.monotonic() + COMMAND_DEADLINE
+    while "orphaned" in left() or {"engine.mover"} & drill.processes():
+        assert time.monotonic() < end, "the service that started again did not take it back"
+        time.sleep(0.1)
+    assert "orphaned" not in at_vcenter(drill, "show")
+
+
 def test_instant_recovery_equals_the_truth_and_changes_nothing(drill: Lab, point: Document, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in Path(point["folder"]).iterdir()}
     with running(drill, "recover", point["point"], "--vm", VM) as process:
@@ -237,6 +257,7 @@ def test_a_flipped_bit_is_found_and_refused_by_name(drill: Lab, tmp_path: Path) 
         (("--name", "x", "--datastore", "nowhere"), 2, "restore.place"),
         (("--name", "x", "--host", "esxi-9"), 2, "restore.place"),
         (("--name", "x", "--mode", "san"), 2, "input.invalid"),
+        (("--name", "x", "--vcenter", "nowhere"), 2, "input.invalid"),
     ],
 )
 def test_wrong_arguments_make_nothing(

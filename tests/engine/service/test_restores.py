@@ -12,7 +12,7 @@ import pytest
 
 from engine.errors import InputError
 from engine.restore import machine
-from engine.restore.vm import MARK
+from engine.restore.vm import MARK, vcenter_of
 from engine.rpc.server import Call, Peer
 from engine.service.broker import Broker
 from engine.service.restores import Restores
@@ -96,6 +96,31 @@ def test_what_a_dead_restore_left_is_destroyed_once(site: Site, tmp_path: Path) 
     assert site.folder.joinpath("journal.jsonl").read_text().count('"Login"') == logins + 1, (
         "nothing is looked for twice"
     )
+
+
+@pytest.mark.root
+def test_a_restore_counts_as_swept_when_every_vcenter_was_searched(site: Site, tmp_path: Path) -> None:
+    records = Records(site.login)
+    records.row("dead", "running", None, {})
+    silent = {**site.login, "name": "other", "port": 1}
+    records.vcenters = lambda: [silent, site.login]  # type: ignore[method-assign]
+    asyncio.run(restores(tmp_path, records).sweep_unfinished())
+    assert records.rows["dead"]["state"] == "running", "one vCenter was not searched"
+    records.vcenters = lambda: [site.login]  # type: ignore[method-assign]
+    asyncio.run(restores(tmp_path, records).sweep_unfinished())
+    assert records.rows["dead"]["document"]["swept"]
+
+
+def test_the_vcenter_follows_the_vm() -> None:
+    vcenters = [{"name": "east"}, {"name": "west"}]
+    vms = [{"uuid": "1", "vcenter": "west"}]
+    assert vcenter_of("1", None, vcenters, vms) == {"name": "west"}
+    assert vcenter_of("1", "east", vcenters, vms) == {"name": "east"}
+    assert vcenter_of("gone", None, vcenters[:1], vms) == {"name": "east"}
+    for uuid, wanted, known in (("1", "north", vcenters), ("gone", None, vcenters), ("1", None, [])):
+        with pytest.raises(InputError) as caught:
+            vcenter_of(uuid, wanted, known, vms)
+        assert "--vcenter" in caught.value.next
 
 
 @pytest.mark.parametrize(
