@@ -105,14 +105,15 @@ class Run:
 
     async def end_movers(self, ended: Sequence[DiskTask]) -> None:
         """Closes control connections, which ends the movers, and lets the Transport Services reap them; never raises."""
-        for task in ended:
-            movers, task.source, task.target = task.movers, None, None
-            for mover in movers:
-                await quietly(mover.close())
-            for server, role in ((task.proxy, "source"), (task.repository, "target")):
-                transport = self._opened(server)
-                if self.ports.pop((task.id, role), None) is not None and transport is not None:
-                    await quietly(transport.stop_mover(task.id))
+        await asyncio.gather(*(self._end_movers_of(task) for task in ended))
+
+    async def _end_movers_of(self, task: DiskTask) -> None:
+        movers, task.source, task.target = task.movers, None, None
+        await asyncio.gather(*(quietly(mover.close()) for mover in movers))
+        for server, role in ((task.proxy, "source"), (task.repository, "target")):
+            transport = self._opened(server)
+            if self.ports.pop((task.id, role), None) is not None and transport is not None:
+                await quietly(transport.stop_mover(task.id))
 
     async def leave(self) -> None:
         """Ends every connection and gives the slots back; never raises."""
