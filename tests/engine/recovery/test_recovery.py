@@ -87,7 +87,7 @@ def test_every_tool_reads_the_disk(points: Points, tmp_path: Path, number: int) 
         assert uri == f"nbd+unix:///?socket={tmp_path}/nbd.sock"
         run("nbdcopy", uri, tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == content
-        assert f"export-size: {len(content)}" in run("nbdinfo", uri)
+        assert f"export-size: {len(content)}" in run("nbdinfo", "--no-content", uri)
         assert "zero" in run("nbdinfo", "--map", uri)
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, tmp_path / "raw")
     assert not (tmp_path / "nbd.sock").exists()
