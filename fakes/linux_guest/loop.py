@@ -14,6 +14,7 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_GET_STATUS64 = 0x4C05
 _AUTOCLEAR = 4
+DEAD = (-1, -1)
 _INFO = struct.Struct("<QQQQQIIII64s64s32s2Q")  # struct loop_info64
 _CONFIG_HEAD = struct.Struct("<II")
 _CONFIG_TAIL = struct.Struct("<8Q")
@@ -62,12 +63,22 @@ def identity(fd: int) -> tuple[int, int] | None:
     return int(device), int(inode)
 
 
+def _behind(fd: int) -> tuple[int, int] | None:
+    """As `identity`; `DEAD` when the device still holds a file whose FUSE server is gone."""
+    try:
+        return identity(fd)
+    except OSError as exc:
+        if exc.errno in (errno.ECONNABORTED, errno.ENOTCONN):
+            return DEAD
+        raise
+
+
 def wait_free(device: Path, file: tuple[int, int], deadline: float = 10.0) -> bool:
     """True when `device` no longer has `file` (an `identity`) behind it; False when it still has at the deadline."""
     end = time.monotonic() + deadline
     while True:
         with device.open("rb", buffering=0) as opened:
-            if identity(opened.fileno()) != file:
+            if _behind(opened.fileno()) not in (file, DEAD):
                 return True
         if time.monotonic() >= end:
             return False
