@@ -81,7 +81,7 @@ class Console:
                 session=session or new_id(),
             )
         )
-        return await interruptible(running, _cancel(running))
+        return await interruptible(running, cancel(running))
 
     async def job_list(self) -> dict[str, Any]:
         """Every job's settings."""
@@ -119,7 +119,7 @@ class Console:
         session = session or new_id()
         async with Connection(self._config, session, "r1") as client:
             restoring = asyncio.create_task(self._restore(client, session, point, disk, to, vm))
-            return await interruptible(restoring, _cancel(restoring))
+            return await interruptible(restoring, cancel(restoring))
 
     async def _restore(
         self, client: Client, session: str, point: str, disk: int, to: Path, vm: str | None
@@ -245,5 +245,6 @@ async def interruptible(work: asyncio.Task[dict[str, Any]], stop: Awaitable[Any]
             loop.remove_signal_handler(number)
 
 
-async def _cancel(work: asyncio.Task[Any]) -> None:
+async def cancel(work: asyncio.Task[Any]) -> None:
+    """For `interruptible`: stopping is cancelling, the service has nothing to be told."""
     work.cancel()

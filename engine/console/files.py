@@ -6,14 +6,12 @@ Only what the files need goes over the wire; nothing of the disk's names and lin
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
 
+from engine.console.links import over_link
 from engine.dialer import Connection
-from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.mover import datalink
 from engine.mover.datalink import DataLink
@@ -76,9 +74,8 @@ async def fetch(
     Raises:
         NoFileSystem, RemoteError, TlsFailed, DataLinkSilent, DataLinkCut.
     """
-    links: list[DataLink] = []
 
-    def work() -> list[dict[str, Any]]:
+    def work(links: list[DataLink]) -> list[dict[str, Any]]:
         link, _ = datalink.connect(connection, identity, expect=expect, token=token, step="r3")
         links.append(link)
         with link:
@@ -90,16 +87,4 @@ async def fetch(
             link.send("end")
             return found
 
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        for link in links:
-            link.close()
-        with contextlib.suppress(VadplabError):
-            await working
-        raise
-    finally:
-        if links:
-            events.emit("bytes", step="r3", attempt=connection.attempt, sent=links[0].sent, received=links[0].received)
-        connection.sock.close()
+    return await over_link(connection, events, "r3", work)

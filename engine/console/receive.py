@@ -7,13 +7,13 @@ The Data Mover checks every block against its digest before it sends it; this si
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from engine.console.links import over_link
 from engine.dialer import Connection
 from engine.errors import VadplabError
 from engine.events import EventLog
@@ -63,22 +63,10 @@ async def receive_disk(
         if on_progress is not None:
             loop.call_soon_threadsafe(on_progress, fields)
 
-    links: list[DataLink] = []
-    work = asyncio.ensure_future(
-        asyncio.to_thread(_receive, links, connection, identity, token, size, to, expect, step, silence, progress)
-    )
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        for link in links:
-            link.close()
-        with contextlib.suppress(Exception):
-            await work
-        raise
-    finally:
-        if events is not None and links:
-            events.emit("bytes", step=step, attempt=connection.attempt, sent=links[0].sent, received=links[0].received)
-        connection.sock.close()
+    def work(links: list[DataLink]) -> RestoreStats:
+        return _receive(links, connection, identity, token, size, to, expect, step, silence, progress)
+
+    return await over_link(connection, events, step, work)
 
 
 def _receive(

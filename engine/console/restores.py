@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import EngineConfig
-from engine.console.commands import Connection, TargetExists, interruptible, serving_mover
+from engine.console.commands import Connection, TargetExists, cancel, interruptible, serving_mover
 from engine.console.files import fetch
 from engine.console.output import Output
 from engine.dialer import Connection as Dialed
@@ -166,11 +166,7 @@ class PointVerbs:
         session = arguments.session or new_id()
         async with Connection(self._config, session, "r1") as client:
             fetching = asyncio.create_task(self._fetch(client, session, arguments, to))
-
-            async def stop() -> None:
-                fetching.cancel()
-
-            return await interruptible(fetching, stop())
+            return await interruptible(fetching, cancel(fetching))
 
     async def _fetch(
         self, client: Client, session: str, arguments: argparse.Namespace, to: Path | None
