@@ -34,6 +34,7 @@ from engine.modes.iscsi.session import Login
 from engine.modes.layout import Layout
 from tests.engine.modes.esxi import sample
 from tests.engine.modes.san_array import LOGIN, NAA, Served, array, lun_of
+from tests.processes import suspend
 
 SIZE = 2 << 20
 CONTENT = sample(SIZE)
@@ -143,7 +144,7 @@ def test_a_second_portal_is_tried(served: Served) -> None:
 
 def test_a_san_that_hangs(own: Served) -> None:
     with own.open(patience=1.0) as source:
-        os.kill(own.daemon(), signal.SIGSTOP)
+        suspend(own.daemon())
         try:
             with pytest.raises(SanSilent) as caught:
                 source.read(0, memoryview(bytearray(1 << 20)))

@@ -17,6 +17,7 @@ import pytest
 
 from fakes.core.fabric import FabricClient, connect
 from tests.fakes.esxi.nfc_client import NfcError, session
+from tests.processes import suspend
 
 SIZE = 4 << 20
 INVENTORY = """
@@ -164,7 +165,7 @@ def test_storage_that_hangs_is_given_up(tmp_path: Path, certificate: Path) -> No
         storage = site.processes[0]
         with session(site.address, site.ticket()) as nfc:
             handle, _ = nfc.open("[datastore1] web/web.vmdk")
-            storage.send_signal(signal.SIGSTOP)
+            suspend(storage.pid)
             assert _code(lambda: nfc.read(handle, 0, 512)) == 7
             nfc.close()
     finally:

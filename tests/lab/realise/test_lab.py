@@ -22,6 +22,7 @@ from lab.realise import folders, lifecycle
 from lab.realise.control import call
 from lab.realise.mounts import CODE
 from tests.lab.realise.labs import DEADLINE, LAUNCH, ROOT, Remains, eventually, needs_lab, run, running
+from tests.processes import suspend
 
 pytestmark = [pytest.mark.lab, needs_lab]
 
@@ -195,7 +196,7 @@ def test_down_during_up(tmp_path: Path) -> None:
 def test_force_ends_a_stopped_supervisor(tmp_path: Path) -> None:
     with running(tmp_path) as lab:
         remains = Remains(lab)
-        os.kill(remains.pid("supervisor"), signal.SIGSTOP)
+        suspend(remains.pid("supervisor"))
         lifecycle.down(lab, force=True)
         remains.assert_gone()
         assert lab.state()["phase"] == "killed"
