@@ -22,7 +22,7 @@ from engine.mover.batches import batch_of
 from engine.mover.datalink import SILENCE, DataLink
 from engine.mover.errors import DataProtocol
 from engine.rpc.identity import Identity
-from engine.store.clusters import CLUSTER_BITS, Unpacker
+from engine.store.clusters import CLUSTER_BITS
 from engine.store.restore import THREADS, RestoreStats
 from engine.store.sparse import SparseFile
 
@@ -108,8 +108,7 @@ def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -
         while (frame := link.receive()).kind != "end":
             first, lengths, digests = batch_of(frame, clusters, link)
             payload = memoryview(bytes(frame.payload))  # the link's buffer is used again
-            unpacker = Unpacker(cluster_bits=CLUSTER_BITS)
-            writing.append(pool.submit(target.put, first, lengths, digests, payload, unpacker))
+            writing.append(pool.submit(target.put, first, lengths, digests, payload))
             if len(writing) > 2 * THREADS:
                 writing.popleft().result()
             if time.monotonic() - reported > 0.5:

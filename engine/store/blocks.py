@@ -81,6 +81,32 @@ def root_of(path: Path) -> str:
     return hasher.hexdigest()
 
 
+class Seal:
+    """The digests of one file's blocks, to check what is read of it."""
+
+    def __init__(self, digests: bytes) -> None:
+        self._digests = digests
+
+    @classmethod
+    def load(cls, path: Path, root: str) -> Seal | None:
+        """From a `.blocks` file, whose first digests are those of the qcow2 file; None when it is not as it was written."""
+        try:
+            digests = path.read_bytes()
+        except OSError:
+            return None
+        return cls(digests) if blake3(digests).hexdigest() == root else None
+
+    def check(self, offset: int, data: bytes) -> None:
+        """Raises FormatError unless these whole blocks, which begin at `offset`, are as they were written."""
+        view = memoryview(data)
+        for at in range(0, len(view), BLOCK):
+            number = (offset + at) // BLOCK
+            if blake3(view[at : at + BLOCK]).digest() != self._digests[number * DIGEST : (number + 1) * DIGEST]:
+                raise FormatError(
+                    f"the {BLOCK >> 10} KiB of the file at offset {offset + at} are not as they were written"
+                )
+
+
 @dataclass(frozen=True, slots=True)
 class BadBlock:
     """A place in a file that is not as it was written: `length` bytes at `offset` (the damage lies somewhere in them)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.store.blocks import Seal
 from engine.store.errors import Damaged, FormatError
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.reader import Qcow2Reader
@@ -68,8 +69,10 @@ def disk_links(chain: list[Link], key: int) -> list[tuple[Link, DiskEntry]]:
     raise FormatError(f"restore point {chain[0].folder.name}: disk {key} is not whole")
 
 
-def open_disk(chain: list[Link], key: int) -> Qcow2Reader:
+def open_disk(chain: list[Link], key: int, *, sealed: bool = False) -> Qcow2Reader:
     """A reader of disk `key` of the first link, with everything below it.
+
+    sealed: each file is checked, as it is read, against the digests of its blocks, if it has them and they are as written.
 
     Raises:
         FormatError: a file is not such a file. Damaged: a file is not the one that the manifests speak of.
@@ -78,7 +81,7 @@ def open_disk(chain: list[Link], key: int) -> Qcow2Reader:
     below: tuple[Link, DiskEntry] | None = None
     try:
         for link, entry in reversed(disk_links(chain, key)):
-            reader = Qcow2Reader(link.folder / entry.file, backing=reader)
+            reader = Qcow2Reader(link.folder / entry.file, backing=reader, seal=_seal(link, entry) if sealed else None)
             expected = backing_name(below[0].folder.name, below[1].file) if below else None
             name = f"restore point {link.folder.name}, {entry.file}"
             if reader.size != entry.capacity:
@@ -92,3 +95,9 @@ def open_disk(chain: list[Link], key: int) -> Qcow2Reader:
         raise
     assert reader is not None
     return reader
+
+
+def _seal(link: Link, entry: DiskEntry) -> Seal | None:
+    if entry.blocks is None or entry.blocks_root is None:
+        return None
+    return Seal.load(link.folder / entry.blocks, entry.blocks_root)

@@ -15,10 +15,11 @@ from types import TracebackType
 
 from engine.errors import VadplabError
 from engine.store import chain, health, locks
-from engine.store.clusters import BATCH, DIGEST, Batch, Unpacker
+from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
+from engine.store.reader import Qcow2Reader
 from engine.store.verify import THREADS, check_clusters, matches
 
 LOCK_WAIT = 5.0
@@ -94,18 +95,26 @@ class PointDisk:
     def batches(self) -> Iterator[Batch]:
         """Checked batches that hold something, in the order of the disk.
 
+        What is stored is checked as it is read against the digests of the files' blocks, and leaves as it is stored; where a
+        file has none, its clusters are expanded and checked. Whoever receives a batch expands and checks it by its digests.
+
         Raises:
             Damaged: naming point, disk, offset, and how much of the disk is intact.
         """
-        return (batch for batch in self._checked_ahead() if batch.size)
+        try:
+            sealed = chain.open_disk(self.chain, self.entry.key, sealed=True)
+        except FormatError as exc:
+            raise Damaged(f"{self.name}: {self._trouble(exc.message)}") from exc
+        with sealed:
+            yield from (batch for batch in self._checked_ahead(sealed) if batch.size)
 
-    def _checked_ahead(self) -> Iterator[Batch]:
+    def _checked_ahead(self, reader: Qcow2Reader) -> Iterator[Batch]:
         """Every batch; threads check a few ahead of whoever takes them."""
         pending: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="batches") as pool:
             try:
                 for first, count in self.areas(BATCH):
-                    pending.append(pool.submit(self._batch, first, count))
+                    pending.append(pool.submit(self._batch, reader, first, count))
                     if len(pending) > 2 * THREADS:
                         yield pending.popleft().result()
                 while pending:
@@ -123,34 +132,37 @@ class PointDisk:
                 for first in range(begin, end, most):
                     yield first, min(most, end - first)
 
-    def _batch(self, first: int, count: int) -> Batch:
-        unpacker = Unpacker(cluster_bits=self.reader.header.cluster_bits)
+    def _batch(self, reader: Qcow2Reader, first: int, count: int) -> Batch:
+        unpacker = Unpacker(cluster_bits=reader.header.cluster_bits)
         digests = self.digests.get(first, count)
-        lengths: list[int] = []
         frames: list[bytes | memoryview] = []
         raw: list[bytes | memoryview] = []
-        for position in range(count):
-            digest = digests[position * DIGEST : (position + 1) * DIGEST]
-            try:
-                found = self.reader.payload(first + position)
-                data = None if found is None else unpacker.expand(found[0]) if found[1] else found[0]
-            except FormatError as exc:
-                raise self._damaged(first + position) from exc
-            if not matches(data, digest):
-                raise self._damaged(first + position)
-            if found is None or data is None:
-                lengths.append(0)
-            elif found[1] and len(found[0]) < self.reader.cluster:
-                frames.append(found[0])
-                lengths.append(len(found[0]))
-            else:
-                raw.append(data)
-                lengths.append(self.reader.cluster)
+        lengths: list[int] = []
+        try:
+            payloads = reader.payloads(first, count)
+            for position, payload in enumerate(payloads):
+                digest = digests[position * DIGEST : (position + 1) * DIGEST]
+                if payload is None:
+                    right = digest == ZERO_DIGEST
+                elif payload.sealed:
+                    right = digest != ZERO_DIGEST
+                else:
+                    right = matches(payload.expanded(unpacker), digest)
+                if not right:
+                    raise self._damaged(first + position)
+                if payload is not None:
+                    (frames if payload.compressed else raw).append(payload.data)
+                lengths.append(0 if payload is None else len(payload.data))
+        except FormatError as exc:
+            for number in range(first, first + count):
+                self.cluster(number, unpacker)  # raises for the damaged one
+            raise self._damaged(first, exc.message) from exc
         return Batch(first, lengths, digests, frames + raw, sum(lengths))
 
-    def _damaged(self, cluster: int) -> Damaged:
+    def _damaged(self, cluster: int, otherwise: str = "changed while it was read") -> Damaged:
+        """The refusal at this cluster. otherwise: what is wrong if no cluster's data is."""
         report = check_clusters(self.reader, self.digests)
-        detail = report.describe() if report.damaged else "changed while it was read"
+        detail = report.describe() if report.damaged else otherwise
         where = f"{self.name}: refused at offset {cluster * self.reader.cluster}"
         return Damaged(f"{where}: {self._trouble(detail)}")
 

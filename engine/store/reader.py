@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.store import layout
+from engine.store.blocks import BLOCK, Seal
 from engine.store.clusters import Unpacker
 from engine.store.errors import FormatError
 
@@ -29,23 +30,40 @@ class Stored:
     compressed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The stored bytes of a cluster. compressed: one zstd frame, up to 511 bytes after it. sealed: they were checked."""
+
+    data: memoryview
+    compressed: bool
+    sealed: bool
+
+    def expanded(self, unpacker: Unpacker) -> bytes:
+        """The cluster. Raises FormatError."""
+        return unpacker.expand(self.data) if self.compressed else bytes(self.data)
+
+
 class Qcow2Reader:
     """One file, with `backing` below it (clusters that this file does not hold are asked from there).
 
     Args:
         alone: read this file by itself although it names one below it; what that one holds then reads as zeros.
+        seal: every byte that is read of this file, tables included, is checked against it.
     """
 
-    def __init__(self, path: Path, *, backing: Qcow2Reader | None = None, alone: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, backing: Qcow2Reader | None = None, alone: bool = False, seal: Seal | None = None
+    ) -> None:
         self.path = path
         self.backing = backing
+        self.seal = seal
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
             raise FormatError(f"{path.name}: {exc.strerror or exc}") from exc
         try:
             self.length = os.fstat(self._fd).st_size
-            self.header = layout.Header.decode(os.pread(self._fd, 4096, 0), path.name)
+            self.header = layout.Header.decode(self.pread(0, min(4096, self.length)), path.name)
             if self.header.backing and backing is None and not alone:
                 raise FormatError(f"{path.name}: needs {self.header.backing} below it")
             count = self.header.l1_entries
@@ -80,10 +98,21 @@ class Qcow2Reader:
         """Exactly `length` bytes of the file.
 
         Raises:
-            FormatError: the range lies outside the file, or the disk could not read it.
+            FormatError: the range lies outside the file, the disk could not read it, or it is not as the seal says.
         """
         if offset + length > self.length:
             raise FormatError(f"{self.path.name}: bytes {offset}..{offset + length} lie outside the file")
+        if self.seal is None:
+            return self._pread(offset, length)
+        begin = offset // BLOCK * BLOCK
+        data = self._pread(begin, min(-(-(offset + length) // BLOCK) * BLOCK, self.length) - begin)
+        try:
+            self.seal.check(begin, data)
+        except FormatError as exc:
+            raise FormatError(f"{self.path.name}: {exc.message}") from exc
+        return data[offset - begin : offset - begin + length]
+
+    def _pread(self, offset: int, length: int) -> bytes:
         try:
             data = os.pread(self._fd, length, offset)
         except OSError as exc:
@@ -133,21 +162,38 @@ class Qcow2Reader:
             return self.backing.find(cluster)
         return None
 
-    def payload(self, cluster: int) -> tuple[bytes, bool] | None:
-        """(stored bytes, compressed) of a cluster; None when it reads as zeros."""
+    def read(self, cluster: int, unpacker: Unpacker) -> bytes | None:
+        """The cluster's bytes; None for zeros. Raises FormatError when it cannot be expanded."""
         found = self.find(cluster)
         if found is None:
             return None
         owner, stored = found
-        return owner.pread(stored.offset, stored.length), stored.compressed
+        data = owner.pread(stored.offset, stored.length)
+        return unpacker.expand(data) if stored.compressed else data
 
-    def read(self, cluster: int, unpacker: Unpacker) -> bytes | None:
-        """The cluster's bytes; None for zeros. Raises FormatError when it cannot be expanded."""
-        found = self.payload(cluster)
-        if found is None:
-            return None
-        data, compressed = found
-        return unpacker.expand(data) if compressed else data
+    def payloads(self, first: int, count: int) -> list[Payload | None]:
+        """What is stored for each of `count` clusters, None for zeros; what lies close together is read at once.
+
+        Raises:
+            FormatError: a table or a stored range is not right, or not as a seal says.
+        """
+        payloads: list[Payload | None] = [None] * count
+        wanted = [(*found, at) for at in range(count) if (found := self.find(first + at))]
+        wanted.sort(key=lambda one: (id(one[0]), one[1].offset))
+        while wanted:
+            owner, stored, _ = wanted[0]
+            begin, end, together = stored.offset, stored.offset + stored.length, 1
+            while together < len(wanted) and wanted[together][0] is owner and wanted[together][1].offset <= end + BLOCK:
+                end = max(end, wanted[together][1].offset + wanted[together][1].length)
+                together += 1
+            view = memoryview(owner.pread(begin, end - begin))
+            for _, stored, at in wanted[:together]:
+                if stored.compressed and stored.length >= self.cluster:
+                    raise FormatError(f"{owner.path.name}: a compressed cluster of {stored.length} bytes")
+                data = view[stored.offset - begin : stored.offset - begin + stored.length]
+                payloads[at] = Payload(data, stored.compressed, owner.seal is not None)
+            del wanted[:together]
+        return payloads
 
     def named_clusters(self) -> int:
         """How many clusters this very file names: data and zeros that hide what lies below."""

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.store.clusters import Unpacker
 from engine.store.point_disk import PointDisk
 from engine.store.sparse import SparseFile
 from engine.store.verify import THREADS as CHECKING
@@ -16,8 +15,6 @@ THREADS = 2 * CHECKING
 """Half of them wait for the device while the others check."""
 _AREA = 256
 """Clusters that a thread restores at a time: 16 MiB."""
-_RUN = 64
-"""Neighbouring clusters that are written at once: the device takes 4 MiB about as soon as 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,9 @@ def to_file(disk: PointDisk, path: Path, *, threads: int = THREADS) -> RestoreSt
 
 def _restore(disk: PointDisk, target: SparseFile, first: int, count: int) -> None:
     """Checks and writes one area; neighbouring clusters are written together."""
-    unpacker = Unpacker(cluster_bits=disk.reader.header.cluster_bits)
-    run: list[bytes] = []
+    run = target.run()
     for number in range(first, first + count):
-        data = disk.cluster(number, unpacker)
+        data = disk.cluster(number, run.unpacker)
         if data is not None:
-            run.append(data)
-        if run and (data is None or len(run) == _RUN):
-            target.write(number + (data is not None) - len(run), run)
-            run = []
-    if run:
-        target.write(first + count - len(run), run)
+            run.add(number, data)
+    run.write()

@@ -2,7 +2,7 @@
 """The file that a disk is restored to: sparse, written past the page cache where that is possible, visible when complete.
 
 Writes through the page cache are held back by whatever else is dirty in it; whole pages from aligned memory are not (disks
-reference sections 4 and 6). Each thread gathers neighbouring clusters in an *arena* of its own and writes them at once.
+reference sections 4 and 6). Each thread gathers neighbouring clusters in a *run* of its own and writes them at once.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import InputError
 from engine.store import durable
-from engine.store.clusters import DIGEST, ZERO_DIGEST, Unpacker
+from engine.store.clusters import DIGEST, ZERO_DIGEST, Unpacker, check
 from engine.store.errors import Damaged, FormatError
-from engine.store.verify import matches
 
 _PAGE = 4096
 _ARENA = 4 << 20
@@ -37,7 +35,7 @@ class TargetFile(InputError):
 class SparseFile:
     """A new file of `size` bytes that appears under its name only when it is complete: holes where the disk has zeros.
 
-    `put` and `write` may be called by several threads, each for clusters of its own.
+    `put` and `run` may be called by several threads, each for clusters of its own.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -46,7 +44,7 @@ class SparseFile:
         self.written = 0
         self.blocks = 0
         self._counting = threading.Lock()
-        self._arenas = threading.local()
+        self._runs = threading.local()
         self._part = path.with_name(f"{path.name}.part")
         self._direct = -1
         try:
@@ -56,49 +54,46 @@ class SparseFile:
         except OSError as exc:
             raise _refused(exc, self._part) from exc
 
-    def put(self, first: int, lengths: list[int], digests: bytes, payload: memoryview, unpacker: Unpacker) -> None:
+    def put(self, first: int, lengths: list[int], digests: bytes, payload: memoryview) -> None:
         """Writes the clusters of a batch after checking each against its digest.
 
         Raises:
             Damaged: naming the offset. FormatError: the batch lies outside the file.
         """
-        if first < 0 or (first + len(lengths) - 1) * unpacker.cluster >= max(self.size, 1):
+        run = self.run()
+        cluster = run.unpacker.cluster
+        if first < 0 or (first + len(lengths) - 1) * cluster >= max(self.size, 1):
             raise FormatError(f"clusters at {first} lie outside a disk of {self.size} bytes")
-        entries = [digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)]
-        run: list[Piece] = []
-        begin = first
-        for position, data in unpacker.unpack(lengths, payload):
-            cluster = first + position
-            if entries[position] == ZERO_DIGEST or not matches(bytes(data), entries[position]):
-                offset = cluster * unpacker.cluster
+        for position, data in run.unpacker.unpack(lengths, payload):
+            digest = digests[position * DIGEST : (position + 1) * DIGEST]
+            if digest == ZERO_DIGEST or not check(data, digest):
+                offset = (first + position) * cluster
                 raise Damaged(f"{self.path.name}: received data at offset {offset} does not match its digest")
-            if run and cluster != begin + len(run):
-                self.write(begin, run)
-                run = []
-            if not run:
-                begin = cluster
-            run.append(data)
-        if run:
-            self.write(begin, run)
+            run.add(first + position, data)
+        run.write()
 
-    def write(self, first: int, clusters: Sequence[Piece]) -> None:
-        """Writes neighbouring clusters that were checked already."""
-        cluster = len(clusters[0])
-        per_arena = max(1, _ARENA // cluster)
-        for at in range(0, len(clusters), per_arena):
-            part = clusters[at : at + per_arena]
-            offset = (first + at) * cluster
-            arena = self._arena(len(part) * cluster)
-            for number, data in enumerate(part):
-                arena[number * cluster : (number + 1) * cluster] = data
-            length = min(len(part) * cluster, self.size - offset)
-            try:
-                self._write(arena[:length], offset)
-            except OSError as exc:
-                raise _refused(exc, self._part) from exc
-            with self._counting:
-                self.written += length
-                self.blocks += len(part)
+    def run(self) -> Run:
+        """This thread's run, empty."""
+        found: Run | None = getattr(self._runs, "run", None)
+        if found is None:
+            found = self._runs.run = Run(self)
+        found.clear()
+        return found
+
+    def write(self, data: memoryview, offset: int, clusters: int) -> None:
+        """Writes so many clusters that were checked already; past the page cache where offset and memory allow it."""
+        data = data[: self.size - offset]
+        whole = len(data) // _PAGE * _PAGE if self._direct >= 0 and offset % _PAGE == 0 else 0
+        try:
+            if whole:
+                durable.write_at(self._direct, data[:whole], offset)
+            if whole < len(data):  # the end of a disk that is not of whole pages
+                durable.write_at(self._fd, data[whole:], offset + whole)
+        except OSError as exc:
+            raise _refused(exc, self._part) from exc
+        with self._counting:
+            self.written += len(data)
+            self.blocks += clusters
 
     def finish(self) -> None:
         """Syncs the file and gives it its name."""
@@ -115,24 +110,45 @@ class SparseFile:
             self._close()
             self._part.unlink(missing_ok=True)
 
-    def _write(self, data: memoryview, offset: int) -> None:
-        whole = len(data) // _PAGE * _PAGE if self._direct >= 0 and offset % _PAGE == 0 else 0
-        if whole:
-            durable.write_at(self._direct, data[:whole], offset)
-        if whole < len(data):  # the end of a disk that is not of whole pages
-            durable.write_at(self._fd, data[whole:], offset + whole)
-
-    def _arena(self, size: int) -> memoryview:
-        found: memoryview | None = getattr(self._arenas, "view", None)
-        if found is None or len(found) < size:
-            found = self._arenas.view = memoryview(mmap.mmap(-1, max(size, _ARENA)))
-        return found
-
     def _close(self) -> None:
         for fd in (self._fd, self._direct):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._direct = -1
+
+
+class Run:
+    """Neighbouring clusters, gathered in memory that one write can take; of one thread. The last one may stay: `write` ends it.
+
+    A cluster is copied at once: many of them held together are memory that is given back, and had anew, for each write.
+    """
+
+    def __init__(self, file: SparseFile) -> None:
+        self.unpacker = Unpacker()
+        self._file = file
+        self._arena = memoryview(mmap.mmap(-1, _ARENA))
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was gathered."""
+        self._first = self._count = 0
+
+    def add(self, number: int, data: Piece) -> None:
+        """Gathers cluster `number`; what was gathered is written first when this one does not lie behind it."""
+        size = len(data)
+        if self._count and (number != self._first + self._count or (self._count + 1) * size > len(self._arena)):
+            self.write()
+        if not self._count:
+            self._first = number
+        self._arena[self._count * size : (self._count + 1) * size] = data
+        self._count += 1
+
+    def write(self) -> None:
+        """Writes what was gathered."""
+        if self._count:
+            cluster = self.unpacker.cluster
+            self._file.write(self._arena[: self._count * cluster], self._first * cluster, self._count)
+            self.clear()
 
 
 def _open_direct(path: Path) -> int:

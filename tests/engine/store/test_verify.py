@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.store import durable
-from engine.store.clusters import CLUSTER_BITS, ZERO_DIGEST, Packer, Unpacker
+from engine.store.clusters import CLUSTER_BITS, ZERO_DIGEST, Packer
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.point_disk import PointDisk
@@ -183,9 +183,9 @@ def test_receiver_checks_digests_too(tmp_path: Path) -> None:
     batch = Packer().pack(0, memoryview(b"a" * CLUSTER))
     target = SparseFile(tmp_path / "out", CLUSTER)
     with pytest.raises(Damaged, match="offset 0"):
-        target.put(0, batch.lengths, bytes(32), memoryview(b"".join(batch.parts)), Unpacker())
+        target.put(0, batch.lengths, bytes(32), memoryview(b"".join(batch.parts)))
     with pytest.raises(FormatError):
-        target.put(1, batch.lengths, batch.digests, memoryview(b"".join(batch.parts)), Unpacker())
+        target.put(1, batch.lengths, batch.digests, memoryview(b"".join(batch.parts)))
     target.discard()
     assert list(tmp_path.iterdir()) == []
 
