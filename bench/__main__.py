@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     known = measurements()
     parser = argparse.ArgumentParser(prog="python -m bench", description=bench.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"measurements ({', '.join(known)}; default: all)")
-    parser.add_argument("--size", type=size, default=size("256MiB"), help="size of the test disk (default: 256MiB)")
+    parser.add_argument("--size", type=size, default=size("1GiB"), help="size of the test disk (default: 1GiB)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each subject once a round (default: 3)")
     parser.add_argument("--json", type=Path, help="also write the results there (- : standard output, no tables)")
     options = parser.parse_args(argv)
