@@ -7,6 +7,7 @@ It is what restores read, what an incremental is compared with and stands on, an
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
-from engine.store.reader import Qcow2Reader
+from engine.store.reader import Payload, Qcow2Reader
 from engine.store.verify import THREADS, check_clusters, matches
 
 LOCK_WAIT = 5.0
@@ -95,18 +96,19 @@ class PointDisk:
     def batches(self) -> Iterator[Batch]:
         """Checked batches that hold something, in the order of the disk.
 
-        What is stored is checked as it is read against the digests of the files' blocks, and leaves as it is stored; where a
-        file has none, its clusters are expanded and checked. Whoever receives a batch expands and checks it by its digests.
+        What is stored is checked as it is read against the digests of the files' blocks, and leaves as it is stored. What they
+        do not vouch for (a file without them, damage beside the data) is expanded and compared with the clusters' digests.
+        Whoever receives a batch expands it and checks it by its digests.
 
         Raises:
             Damaged: naming point, disk, offset, and how much of the disk is intact.
         """
-        try:
-            sealed = chain.open_disk(self.chain, self.entry.key, sealed=True)
-        except FormatError as exc:
-            raise Damaged(f"{self.name}: {self._trouble(exc.message)}") from exc
-        with sealed:
-            yield from (batch for batch in self._checked_ahead(sealed) if batch.size)
+        with contextlib.ExitStack() as stack:
+            try:
+                reader = stack.enter_context(chain.open_disk(self.chain, self.entry.key, sealed=True))
+            except FormatError:
+                reader = self.reader
+            yield from (batch for batch in self._checked_ahead(reader) if batch.size)
 
     def _checked_ahead(self, reader: Qcow2Reader) -> Iterator[Batch]:
         """Every batch; threads check a few ahead of whoever takes them."""
@@ -138,31 +140,32 @@ class PointDisk:
         frames: list[bytes | memoryview] = []
         raw: list[bytes | memoryview] = []
         lengths: list[int] = []
-        try:
-            payloads = reader.payloads(first, count)
-            for position, payload in enumerate(payloads):
-                digest = digests[position * DIGEST : (position + 1) * DIGEST]
-                if payload is None:
-                    right = digest == ZERO_DIGEST
-                elif payload.sealed:
-                    right = digest != ZERO_DIGEST
-                else:
-                    right = matches(payload.expanded(unpacker), digest)
-                if not right:
-                    raise self._damaged(first + position)
-                if payload is not None:
-                    (frames if payload.compressed else raw).append(payload.data)
-                lengths.append(0 if payload is None else len(payload.data))
-        except FormatError as exc:
-            for number in range(first, first + count):
-                self.cluster(number, unpacker)  # raises for the damaged one
-            raise self._damaged(first, exc.message) from exc
+        for position, payload in enumerate(self._payloads(reader, first, count, unpacker)):
+            digest = digests[position * DIGEST : (position + 1) * DIGEST]
+            if payload is None:
+                right = digest == ZERO_DIGEST
+            elif payload.sealed:
+                right = digest != ZERO_DIGEST
+            else:
+                right = matches(_expanded(payload, unpacker), digest)
+            if not right:
+                raise self._damaged(first + position)
+            if payload is not None:
+                (frames if payload.compressed else raw).append(payload.data)
+            lengths.append(0 if payload is None else len(payload.data))
         return Batch(first, lengths, digests, frames + raw, sum(lengths))
 
-    def _damaged(self, cluster: int, otherwise: str = "changed while it was read") -> Damaged:
-        """The refusal at this cluster. otherwise: what is wrong if no cluster's data is."""
+    def _payloads(self, reader: Qcow2Reader, first: int, count: int, unpacker: Unpacker) -> list[Payload | None]:
+        for each in (reader, self.reader):
+            with contextlib.suppress(FormatError):
+                return each.payloads(first, count)
+        for number in range(first, first + count):
+            self.cluster(number, unpacker)  # raises for the damaged one
+        raise self._damaged(first)
+
+    def _damaged(self, cluster: int) -> Damaged:
         report = check_clusters(self.reader, self.digests)
-        detail = report.describe() if report.damaged else otherwise
+        detail = report.describe() if report.damaged else "changed while it was read"
         where = f"{self.name}: refused at offset {cluster * self.reader.cluster}"
         return Damaged(f"{where}: {self._trouble(detail)}")
 
@@ -173,3 +176,10 @@ class PointDisk:
         except VadplabError as exc:
             return f"{detail}; what else is intact could not be found out: {exc.message}"
         return f"{detail}; {report.summary(self.folder.name, self.manifest.vm.name)}"
+
+
+def _expanded(payload: Payload, unpacker: Unpacker) -> bytes:
+    try:
+        return unpacker.expand(payload.data) if payload.compressed else bytes(payload.data)
+    except FormatError:
+        return b""  # has no cluster's digest

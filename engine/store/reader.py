@@ -38,10 +38,6 @@ class Payload:
     compressed: bool
     sealed: bool
 
-    def expanded(self, unpacker: Unpacker) -> bytes:
-        """The cluster. Raises FormatError."""
-        return unpacker.expand(self.data) if self.compressed else bytes(self.data)
-
 
 class Qcow2Reader:
     """One file, with `backing` below it (clusters that this file does not hold are asked from there).
