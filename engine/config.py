@@ -27,7 +27,7 @@ Relative paths are relative to the file's folder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -36,9 +36,6 @@ from engine.dialer import Dialer
 from engine.errors import InputError
 from engine.events import EventLog
 from engine.rpc.identity import Identity
-
-if TYPE_CHECKING:
-    from engine.model.connect import Place
 
 SERVICE_PORT = 9392
 TRANSPORT_PORT = 6162
@@ -134,20 +131,6 @@ class EngineConfig(_Strict):
         if self.events is not None:
             self.events.parent.mkdir(parents=True, exist_ok=True)
         return EventLog(self.events, host=self.name, process=process, session=session, task=task)
-
-    def database_place(self) -> Place:
-        """Where the Backup Service's configuration database is. Raises InputError when this machine has none."""
-        if self.service is None:
-            raise InputError(f"{self.name}: the configuration has no `service`")
-        # Only the Backup Service has a database: the other processes start in half the time without its libraries.
-        from engine.model.connect import place
-
-        return place(
-            self.service.database,
-            password=self.service.database_password,
-            ca=self.identity.ca,
-            keylog=self.keylog,
-        )
 
     def dialer(self, events: EventLog) -> Dialer:
         """The dialer of a process that writes to `events`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from engine import config as configuration
 from engine.errors import InputError
 from engine.model import migrate
+from engine.model.connect import place_of
 from engine.processes import reported
 
 SCHEMA = "vadplab.database/1"
@@ -42,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"configuration {arguments.config}: `service` is missing")
         events = config.event_log("migrate")
         try:
-            where, dialer = config.database_place(), config.dialer(events)
+            where, dialer = place_of(config), config.dialer(events)
             match arguments.action:
                 case "upgrade":
                     document["revision"] = migrate.upgrade(where, dialer, arguments.revision)

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from engine.config import EngineConfig
 from engine.dialer import Dialer
 from engine.errors import ConnectReset, InputError, MissingError
 from engine.events import EventLog
@@ -70,6 +71,15 @@ def place(url: str, *, password: Path | None = None, ca: Path | None = None, key
             server = Postgres(parsed.host, parsed.port or PORT, parsed.database, parsed.username, password, ca, keylog)
             return Place(parsed, server)
     raise DatabaseUrl(f"the configuration database cannot be of the kind {parsed.get_backend_name()!r}")
+
+
+def place_of(config: EngineConfig) -> Place:
+    """Where the Backup Service's configuration database is. Raises InputError when this machine has none; DatabaseUrl."""
+    if config.service is None:
+        raise InputError(f"{config.name}: the configuration has no `service`")
+    return place(
+        config.service.database, password=config.service.database_password, ca=config.identity.ca, keylog=config.keylog
+    )
 
 
 def engine_for(where: Place, dialer: Dialer | None = None, *, step: str | None = None, single: bool = False) -> Engine:

@@ -40,6 +40,20 @@ class Found:
     point: dict[str, Any]
 
 
+async def every(config: EngineConfig, events: EventLog, servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The restore points of every repository, oldest first, each with its `repository`. Raises ConnectError."""
+    found: list[dict[str, Any]] = []
+    for server in servers:
+        if "repository" in server["roles"]:
+            client = await connect(config, events, server, step=None)
+            try:
+                answer = await client.call("points.list", deadline=STORE_DEADLINE)
+            finally:
+                await client.close()
+            found += [{"repository": server["name"], **p} for p in answer["points"]]
+    return sorted(found, key=lambda p: str(p["point"]))
+
+
 async def find(
     config: EngineConfig,
     events: EventLog,

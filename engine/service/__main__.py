@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine import config as configuration
 from engine.errors import InputError
+from engine.model.connect import place_of
 from engine.model.database import Database
 from engine.model.secrets import SecretBox
 from engine.processes import ready, reported, until_signal
@@ -34,7 +35,7 @@ async def serve(path: Path, manager_module: str) -> int:
         raise InputError(f"configuration {path}: `service` is missing")
     os.umask(0o077)  # the database and the key are the service's own
     events = config.event_log("service")
-    database = Database(config.database_place(), SecretBox(config.service.secrets_key), dialer=config.dialer(events))
+    database = Database(place_of(config), SecretBox(config.service.secrets_key), dialer=config.dialer(events))
     service = BackupService(config, path, database, manager_module=manager_module)
     try:
         port = await service.start()

@@ -3,7 +3,8 @@
 
 job.list {}   job.show {name}   job.run {name, mode?, direction?, failover?, full?, session?} (progress, then the result document)
 job.stop {name}   infra.show {}   infra.rescan {session?} (progress, then its result document)   points.list {}
-session.list {}   restore.…, recovery.…, points.…, files.…: `engine.service.restores`
+session.list {}   points.…: `engine.service.points`   restore.disk, restore.files, recovery.…: `engine.service.served_disks`
+restore.vm: `engine.service.restores`
 
 job.create, job.edit, …, infra.add, …, token.issue, …: `engine.service.administration`. REST (`engine.rest`) offers a part of it.
 
@@ -29,9 +30,11 @@ from engine.rpc.server import Call, Peer, Server, UnknownMethod
 from engine.service.administration import Administration
 from engine.service.broker import Broker
 from engine.service.jobs import MODULE, Jobs
+from engine.service.points import RepositoryPoints
 from engine.service.rescan import Rescan
-from engine.service.restores import Restores
+from engine.service.restores import VmRestores
 from engine.service.runs import RunState
+from engine.service.served_disks import ServedDisks
 from engine.service.timer import Timer
 
 if TYPE_CHECKING:
@@ -60,7 +63,9 @@ class BackupService:
         self.jobs = Jobs(config, path, database, self.broker, manager_module=manager_module)
         self.timer = Timer(self.jobs.database, self._start_by_schedule, self.jobs.busy, self._say)
         self._administration = Administration(self.jobs, self.timer.changed)
-        self._restores = Restores(config, self.jobs, self.broker, self._spawn)
+        self._points = RepositoryPoints(config, self.jobs)
+        self._served = ServedDisks(config, self.jobs, self._spawn)
+        self._restores = VmRestores(config, self.jobs, self.broker)
         self._rest: RestServer | None = None
         self._rescanning = asyncio.Lock()
         self._servers = [Server(config.make_identity(), self._handle, on_disconnect=self._peer_left) for _ in range(2)]
@@ -97,10 +102,9 @@ class BackupService:
 
     async def _handle(self, call: Call) -> Any:
         family = call.method.partition(".")[0]
-        if self._administration.knows(call.method):
-            return await self._administration.handle(call)
-        if self._restores.knows(call.method):
-            return await self._restores.handle(call)
+        for room in (self._administration, self._points, self._served, self._restores):
+            if room.knows(call.method):
+                return await room.handle(call)
         if family in ("manager", "resources"):
             return await self._for_manager(call)
         match call.method:
@@ -209,7 +213,7 @@ class BackupService:
 
     async def points(self) -> list[dict[str, Any]]:
         """The restore points of every repository."""
-        return await self._restores.points()
+        return await self._points.points()
 
     async def _recover_unfinished(self) -> None:
         with contextlib.suppress(VadplabError):  # without its database the service waits for it elsewhere
@@ -223,6 +227,7 @@ class BackupService:
         return state.document
 
     def _peer_left(self, peer: Peer) -> None:
+        self._served.left(peer)
         self._restores.left(peer)
 
     # What REST calls (`engine.rest.app.Operations`)
@@ -287,8 +292,3 @@ def _one_of(value: str | None, kind: Any, what: str) -> str | None:
     if value is not None and value not in get_args(kind):
         raise InputError(f"unknown {what} {value}; one of {', '.join(get_args(kind))}")
     return value
-
-
-async def _quiet(work: Any) -> None:
-    with contextlib.suppress(VadplabError, OSError, TimeoutError):
-        await work

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from engine.errors import RemoteError
+from engine.model.connect import place_of
 from engine.model.database import Database
 from engine.model.infrastructure import load as load_infrastructure
 from engine.model.secrets import SecretBox
@@ -94,7 +95,7 @@ class Site:
     def database(self) -> Database:
         assert self.config.service is not None
         dialer = self.config.dialer(self.config.event_log("service"))
-        return Database(self.config.database_place(), SecretBox(self.config.service.secrets_key), dialer=dialer)
+        return Database(place_of(self.config), SecretBox(self.config.service.secrets_key), dialer=dialer)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[tuple[BackupService, Client]]:
