@@ -109,6 +109,10 @@ class Dialer:
         """`connect` behind a thread, for asyncio callers."""
         return await asyncio.to_thread(self.connect, target, port, step=step, name=name, timeout=timeout)
 
+    def name_of(self, address: str) -> str:
+        """The name that the configuration gives an address, for events and errors."""
+        return next((name for name, known in self.resolver.items() if known == address), address)
+
 
 def local_address(remote: str) -> str:
     """The local IPv4 address that the kernel would use towards `remote`; sends nothing."""

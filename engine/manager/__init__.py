@@ -8,7 +8,7 @@ restore_point  its beginning, end and retention         reading   how each disk 
 attached       disks that HotAdd may have attached      results   manifest and result document
 errors         what a run itself can fail with
 
-Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.leftovers`, `engine.steps`, `engine.mover_steps`,
+Shared with other processes: `engine.report`, `engine.snapshots` (step 22), `engine.vsphere.attached`, `engine.steps`, `engine.mover_steps`,
 `engine.waiting`.
 """
 

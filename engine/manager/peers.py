@@ -132,7 +132,13 @@ class VSphere(Protocol):
     async def changed_areas(self, snapshot: Snapshot, key: int, since: str, capacity: int) -> list[Extent]:
         """Step 15: areas of a disk that changed from `since` (`*`: all that are allocated) to the snapshot."""
 
-    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+    async def left_attached(self, proxy_uuid: str) -> list[str]:
+        """Step 8: paths of what backups have attached to the proxy's VM; left over where their run is dead."""
+
+    async def frozen_paths(self, snapshot: Snapshot, *, step: str) -> dict[int, str]:
+        """Device key → path of the file that a snapshot froze: what is read, and all that a living run attaches."""
+
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = ...) -> list[str]:
         """Before step 22: detaches disks that a dead mover left attached to the proxy's VM; gives those that were."""
 
     async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:

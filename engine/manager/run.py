@@ -172,8 +172,10 @@ class Run:
         await self.peers.service.pending(dict(self.pending))
 
     def proxy_vms(self) -> dict[str, str]:
-        """BIOS UUID (lower case) → name of the proxies that are VMs, as their Transport Services say."""
-        found = {name: str(t.facts.get("vm_uuid") or "").lower() for name, t in self.opened_transports().items()}
+        """BIOS UUID (lower case) → name of the proxies that are VMs, as their Transport Services say, or said at the last rescan."""
+        said = {name: server.get("facts") or {} for name, server in self.servers.items()}
+        said |= {name: transport.facts for name, transport in self.opened_transports().items()}
+        found = {name: str(facts.get("vm_uuid") or "").lower() for name, facts in said.items()}
         return {uuid: name for name, uuid in found.items() if uuid}
 
     def vm_of(self, task: DiskTask) -> VmRun:

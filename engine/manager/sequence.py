@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from engine.manager.guest import GuestRun
 from engine.manager.restore_point import RestorePoint, retain
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
+from engine.modes.names import HOTADD, NETWORK, SAN, usable
 from engine.mover_steps import MoverSteps
 from engine.report import JobStopped, what_is_left
-from engine.scheduler.modes import HOTADD, NETWORK, SAN, usable
 from engine.vsphere.link import account
 from engine.waiting import either, every, quietly, to_the_end, unless_closed, until_one_raises
 
@@ -196,27 +197,34 @@ class BackupSequence(Run):
                     vm.fail(VmMissing(f"VM {vm.name} has no disks", step="8"))
                 added += new
             self.raise_if_nothing_is_left()
+            shown = await attached.left_on_proxies(self)
             for vm in [r for r in alive if not r.failed]:
-                await self.commit_orphans(vm)
+                await self.commit_orphans(vm, shown)
             if self.job.get("cbt", True):
                 for vm in [r for r in alive if not r.failed]:
                     await self.switch_tracking_on(vm)
         return added
 
-    async def commit_orphans(self, vm: VmRun) -> None:
-        """Part of step 8: snapshots that dead runs left are found by their marks and committed. One that stays is reported."""
+    async def commit_orphans(self, vm: VmRun, shown: dict[str, list[str]]) -> None:
+        """Part of step 8: disks that dead runs left attached are detached, then their snapshots, found by their marks, are committed.
+
+        What stays is reported. `shown`: what is attached to proxies.
+        """
         assert self.vsphere is not None and vm.info is not None
         try:
             there = await self.vsphere.snapshots(vm.info, step="8")
             marked = {snapshots.session_of(snapshot.description) for snapshot in there} - {None}
-            for session in await self.peers.service.dead(sorted(str(one) for one in marked)) if marked else []:
+            dead = await self.peers.service.dead(sorted(str(one) for one in marked)) if marked else []
+            living = [one for one in there if snapshots.session_of(one.description) not in dead]
+            await attached.detach_of_dead(self, vm, shown, living)
+            for session in dead:
                 mark, timeout = snapshots.mark(session), self.job["snapshot_timeout"]
                 count = await self.vsphere.commit_snapshots(vm.name, mark, timeout=timeout)
                 self.report.note(
                     f"{vm.name}: {count} snapshots of the dead run {session} committed", step="8", vm=vm.name
                 )
         except VadplabError as exc:
-            left = f"{vm.name}: a snapshot of an earlier run stays: {exc.message}"
+            left = f"{vm.name}: a snapshot of an earlier run, or a disk that it attached, stays: {exc.message}"
             self.warn(vm, snapshots.SnapshotOrphaned(left, step="8", host=exc.host, target=exc.target, port=exc.port))
 
     async def switch_tracking_on(self, vm: VmRun) -> None:
@@ -345,6 +353,9 @@ class BackupSequence(Run):
                 timeout=self.job["snapshot_timeout"],
             )
             result["snapshot"] = vm.snapshot.moref
+            frozen = await self.vsphere.frozen_paths(vm.snapshot, step="15")
+            for task in vm.tasks:  # a snapshot that was committed since step 8 may have changed the disk's file
+                task.disk = replace(task.disk, path=frozen.get(task.disk.key) or task.disk.path)
 
     # Release (4)
 
@@ -426,7 +437,7 @@ class BackupSequence(Run):
             raise
 
     def step_17_choose_transport_mode(self, task: DiskTask) -> None:
-        """What the job allows and this proxy can do, best first: Direct SAN, HotAdd, Network (`engine.scheduler.modes`)."""
+        """What the job allows and this proxy can do, best first: Direct SAN, HotAdd, Network (`engine.modes.names`)."""
         able = self.servers[task.proxy]["modes"]
         task.modes = usable(str(self.job["mode"]), able, failover=self.failover)
         assert task.reading is not None

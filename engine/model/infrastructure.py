@@ -35,11 +35,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from engine.config import SERVICE_PORT, TRANSPORT_PORT, FilePath, Port, problems
 from engine.errors import InputError
+from engine.modes.names import NBDSSL, NETWORK, JobMode, Mode
 
 __all__ = ["SERVICE_PORT", "Infrastructure", "load"]
 
-Mode = Literal["nbd", "nbdssl", "hotadd", "san"]
-JobMode = Literal["auto", "nbd", "nbdssl", "hotadd", "san"]
 Direction = Literal["proxy-to-repository", "repository-to-proxy"]
 SCRIPTS = Path(__file__).resolve().parent.parent / "guest" / "scripts"
 
@@ -72,7 +71,7 @@ class ManagedServer(_Strict):
     port: Port = TRANSPORT_PORT
     roles: list[Literal["proxy", "repository"]] = Field(min_length=1)
     max_tasks: int = Field(default=2, ge=1, le=512)
-    modes: list[Mode] = ["nbdssl", "nbd"]
+    modes: list[Mode] = list(NETWORK)
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +143,7 @@ class Job(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     vms: list[str] = Field(min_length=1)
     vcenter: str | None = None
-    mode: JobMode = "nbdssl"
+    mode: JobMode = NBDSSL
     direction: Direction = "proxy-to-repository"
     guest: GuestProcessing = GuestProcessing()
     rules: MoverRules = MoverRules()

@@ -2,8 +2,8 @@
 """HotAdd mode: vCenter attaches the snapshot's disk to the proxy's own VM, and the proxy reads it as a device (step 20b).
 
 The disk's data has no network path: only the calls to vCenter (443) are seen. The disk is attached independent-nonpersistent,
-so nothing that happens on the proxy can reach it. *Left*: a disk that is attached although no task of this proxy holds its
-lock; a run that was killed left it, and the next one detaches it before it attaches its own.
+so nothing that happens on the proxy can reach it. A disk that a killed run left attached (`engine.vsphere.attached`: no task of
+this proxy holds its lock) is detached before the next one is attached.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from engine.events import EventLog
 from engine.modes.device import Device, DeviceSource, DeviceWriter
 from engine.modes.errors import HotAddBusy, HotAddLeft, HotAddNoDevice, HotAddNoUnit, HotAddRefused, ProxyVmNotFound
 from engine.modes.proxy_lock import ProxyLock
-from engine.vsphere import ObjectNotFound, VSphere, VSphereFault
+from engine.vsphere import ObjectNotFound, VSphere, VSphereFault, attached
+from engine.vsphere.attached import NONPERSISTENT, PERSISTENT, path_of, same_path
 
-NONPERSISTENT = "independent_nonpersistent"
-PERSISTENT = "independent_persistent"
 DEVICES = Path("/dev/disk/by-id")
 STEP = "20b"
 ATTACH_DEADLINE = 60.0
@@ -34,7 +33,6 @@ VANISH_DEADLINE = 10.0
 _POLL = 0.05
 _UNITS = 16
 _CONTROLLER_UNIT = 7
-_VM_DISK = re.compile(r"^(\[[^\]]+\]) ?([^/]+)/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ class ProxyVm:
         with ProxyLock("vm", self.uuid) as machine:  # one task at a time looks for a free unit
             if not machine.take(ATTACH_DEADLINE):
                 raise HotAddBusy("another task holds the proxy VM for too long", **self.vsphere.where(self.step))
-            self.sweep(path)
+            self._sweep(path)
             if not lock.try_take():
                 raise HotAddBusy(f"{path}: attached by another task", **self.vsphere.where(self.step))
             try:
@@ -91,23 +89,10 @@ class ProxyVm:
                 lock.release()
                 raise
 
-    def sweep(self, wanted: str | None = None) -> list[str]:
-        """Detaches disks that crashed runs left; returns their datastore paths.
-
-        These are nonpersistent disks of other VMs' folders, and the disk `wanted` in whatever mode (a restore attaches disks
-        persistently), unless a task that is running holds them.
-
-        Raises:
-            HotAddLeft: one of them cannot be detached.
-        """
-        own = self._own_folder()
-        swept = []
-        for device in self._disks():
-            path = str(getattr(device.backing, "fileName", "") or "")
-            foreign = _folder(path) not in (None, own)
-            left = str(getattr(device.backing, "diskMode", "")) == NONPERSISTENT
-            if not foreign or not (left or (wanted is not None and same_path(path, wanted))):
-                continue
+    def _sweep(self, wanted: str) -> None:
+        """Detaches disks that crashed runs left, also of restores the disk `wanted`. Raises HotAddLeft."""
+        for device in attached.left_over(self.vsphere, self.moref, [wanted], step=self.step):
+            path = path_of(device)
             with self._lock_of(path) as lock:
                 if not lock.try_take():
                     continue  # a task that is running has it
@@ -118,23 +103,21 @@ class ProxyVm:
                 identity = identity_of(device)
                 if identity:
                     self._gone(identity, VANISH_DEADLINE)
-                swept.append(path)
-        return swept
 
-    def detach(self, attached: Attached) -> None:
+    def detach(self, disk: Attached) -> None:
         """Detaches the disk and waits until its device is gone.
 
         Raises:
             HotAddLeft: it could not be detached.
         """
         try:
-            self._remove(attached.path)
-            if not self._gone(attached.identity, VANISH_DEADLINE):
-                self._events.note(f"the device of {attached.path} is still there after detaching", step=self.step)
+            self._remove(disk.path)
+            if not self._gone(disk.identity, VANISH_DEADLINE):
+                self._events.note(f"the device of {disk.path} is still there after detaching", step=self.step)
         finally:
-            attached.lock.release()
+            disk.lock.release()
 
-    def open_device(self, attached: Attached, capacity: int, *, write: bool = False) -> Device:
+    def open_device(self, disk: Attached, capacity: int, *, write: bool = False) -> Device:
         """The attached disk's device, once it is there and can be read.
 
         Raises:
@@ -144,7 +127,7 @@ class ProxyVm:
         end = time.monotonic() + DEVICE_DEADLINE
         problem = "it did not appear"
         while True:
-            for name in _names(attached.identity):
+            for name in _names(disk.identity):
                 path = self.devices / name
                 try:
                     device = Device(path, write=write, where=where)
@@ -156,19 +139,15 @@ class ProxyVm:
                 problem = f"{path} has {device.size} bytes instead of {capacity}"
                 device.close()
             if time.monotonic() > end:
-                wanted = self.devices / _names(attached.identity)[0]
-                raise HotAddNoDevice(f"{attached.path} was attached, but not found at {wanted}: {problem}", **where)
+                wanted = self.devices / _names(disk.identity)[0]
+                raise HotAddNoDevice(f"{disk.path} was attached, but not found at {wanted}: {problem}", **where)
             time.sleep(_POLL)
 
     def _lock_of(self, path: str) -> ProxyLock:
         return ProxyLock("disk", self.uuid, path)
 
     def _disks(self) -> list[Any]:
-        devices = self.vsphere.devices(self.moref, step=self.step)
-        return [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
-
-    def _own_folder(self) -> str | None:
-        return _folder(self.vsphere.vmx_path(self.moref, step=self.step))
+        return attached.disks(self.vsphere, self.moref, step=self.step)
 
     def _add(self, path: str, mode: str) -> None:
         controller, unit = self._free_unit()
@@ -197,7 +176,7 @@ class ProxyVm:
 
     def _found(self, path: str, identity: str | None, lock: ProxyLock) -> Attached:
         for device in self._disks():
-            if same_path(str(device.backing.fileName), path):
+            if same_path(path_of(device), path):
                 found = identity_of(device) or identity
                 if found is None:
                     break
@@ -213,10 +192,8 @@ class ProxyVm:
 
     def _remove(self, path: str) -> None:
         try:
-            for device in self._disks():
-                if same_path(str(getattr(device.backing, "fileName", "")), path):
-                    change = vim.vm.device.VirtualDeviceSpec(operation="remove", device=device)
-                    self.vsphere.reconfigure(self.moref, [change], step=self.step, timeout=ATTACH_DEADLINE)
+            found = [device for device in self._disks() if same_path(path_of(device), path)]
+            attached.remove(self.vsphere, self.moref, found, step=self.step, timeout=ATTACH_DEADLINE)
         except VadplabError as exc:
             message = f"{path} could not be detached from the proxy VM: {exc.message}"
             raise HotAddLeft(message, **self.vsphere.where(self.step)) from exc
@@ -272,17 +249,17 @@ def _attach(
     step: str,
 ) -> tuple[Device, Callable[[], None]]:
     vm = ProxyVm(vsphere, proxy[0], proxy[1], events, step=step)
-    attached = vm.attach(path, mode, identity=identity)
-    events.note(f"{path} is attached to the proxy VM", step=step, disk=path, identity=attached.identity)
+    disk = vm.attach(path, mode, identity=identity)
+    events.note(f"{path} is attached to the proxy VM", step=step, disk=path, identity=disk.identity)
     try:
-        device = vm.open_device(attached, capacity, write=mode == PERSISTENT)
+        device = vm.open_device(disk, capacity, write=mode == PERSISTENT)
     except BaseException:
-        vm.detach(attached)
+        vm.detach(disk)
         raise
 
     def end() -> None:
         try:
-            vm.detach(attached)
+            vm.detach(disk)
             events.note(f"{path} is detached from the proxy VM", step=step, disk=path)
         finally:
             with vsphere.at(step):
@@ -310,16 +287,6 @@ def snapshot_identity(vsphere: VSphere, snapshot: str | None, key: int, *, step:
     return None
 
 
-def same_path(one: str, other: str) -> bool:
-    """Whether two datastore paths are the same (the blank after the bracket is optional)."""
-    return one.replace("] ", "]") == other.replace("] ", "]")
-
-
 def _names(identity: str) -> tuple[str, ...]:
     """Names that udev gives a disk of that identity."""
     return f"wwn-0x{identity}", f"scsi-3{identity}"
-
-
-def _folder(path: str) -> str | None:
-    match = _VM_DISK.match(path)
-    return f"{match[1]} {match[2]}" if match else None

@@ -7,10 +7,10 @@ One connection per task: first the configuration file is read on it (step 19), t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from engine.dialer import Dialer
 from engine.modes.errors import WriteFailed
+from engine.modes.names import NBDSSL, NetworkMode
 from engine.modes.nfc.aio import FileType, Opened, Packing, parse_written
 from engine.modes.nfc.client import NfcClient
 from engine.modes.nfc.errors import OpenFailed
@@ -18,15 +18,13 @@ from engine.modes.source import Read, Source
 from engine.modes.ticket import Ticket
 from engine.modes.writer import DiskWriter
 
-Mode = Literal["nbd", "nbdssl"]
-MODES: tuple[Mode, ...] = ("nbd", "nbdssl")
 _U32 = 0xFFFFFFFF
 
 
 class NetworkSession:
     """The task's connection to the host. `connect`, then `read_config`, then `open_disk`; blocking."""
 
-    def __init__(self, client: NfcClient, mode: Mode) -> None:
+    def __init__(self, client: NfcClient, mode: NetworkMode) -> None:
         self.client = client
         self.mode = mode
 
@@ -35,7 +33,7 @@ class NetworkSession:
         cls,
         dialer: Dialer,
         ticket: Ticket,
-        mode: Mode,
+        mode: NetworkMode,
         *,
         name: str | None = None,
         step: str = "19",
@@ -47,9 +45,7 @@ class NetworkSession:
             ConnectError: one subclass per symptom. Those of `NfcClient.open`.
         """
         connection = dialer.connect(ticket.host, ticket.port, step=step, name=name)
-        client = NfcClient.open(
-            connection, ticket, ssl=mode == "nbdssl", events=dialer.events, step=step, keylog=keylog
-        )
+        client = NfcClient.open(connection, ticket, ssl=mode == NBDSSL, events=dialer.events, step=step, keylog=keylog)
         return cls(client, mode)
 
     def read_config(self, path: str) -> str:
@@ -101,7 +97,7 @@ class NetworkSource(Source):
     step = "20c"
 
     def __init__(
-        self, client: NfcClient, handle: int, capacity: int, mode: Mode, packing: Packing = Packing.NONE
+        self, client: NfcClient, handle: int, capacity: int, mode: NetworkMode, packing: Packing = Packing.NONE
     ) -> None:
         self.capacity = capacity
         self.variant = mode

@@ -23,7 +23,8 @@ from engine.modes import hotadd, san
 from engine.modes.errors import ModeNotConfigured, OpeningStopped, UnsupportedMode
 from engine.modes.iscsi.session import Login
 from engine.modes.layout import LayoutReader, MapFile
-from engine.modes.network import Mode, NetworkSession
+from engine.modes.names import AUTO, HOTADD, MODES, NBDSSL, NETWORK, SAN, configured, usable
+from engine.modes.network import NetworkSession
 from engine.modes.nfc.aio import Packing
 from engine.modes.nfc.errors import HostBusy
 from engine.modes.source import Source
@@ -31,9 +32,6 @@ from engine.modes.ticket import request_ticket
 from engine.modes.writer import DiskWriter
 from engine.vsphere import VSphere
 
-SAN, HOTADD, AUTO = "san", "hotadd", "auto"
-NETWORK: tuple[Mode, ...] = ("nbd", "nbdssl")
-MODES = (SAN, HOTADD, *NETWORK)
 BUSY_DEADLINE = 120.0
 """Seconds for which a host that has no room for another connection is asked again."""
 _BUSY_PAUSES = (0.5, 10.0)
@@ -97,8 +95,7 @@ def expand(modes: Sequence[str], config: EngineConfig) -> list[str]:
     found: list[str] = []
     for mode in modes:
         if mode == AUTO:
-            able = [SAN] * (config.san is not None) + [HOTADD] * (config.proxy is not None)
-            found += [*able, "nbdssl"]
+            found += usable(AUTO, configured(config))
         elif mode in MODES:
             found.append(mode)
         else:
@@ -136,7 +133,7 @@ class Opening:
     def source(self, request: Request) -> Opened:
         """Opens the snapshot's disk for reading. Raises the error of step 18 or 19, or of the last mode that was tried."""
         modes = expand(request.modes, self._config)
-        variety = next((mode for mode in modes if mode in NETWORK), "nbdssl")
+        variety = next((mode for mode in modes if mode in NETWORK), NBDSSL)
         if len(modes) == 1 or not request.failover:
             self._check_configured(modes[0])  # nothing else will be tried: no connection is needed to know
         with self._held():
@@ -262,7 +259,7 @@ class Opening:
         while True:
             with self._step(steps.login, f"log in to {request.vcenter['name']} and ask for a ticket"):
                 ticket = request_ticket(self._log_in(request), request.vm, step=steps.login, write_disk=write_disk)
-            self._host = san.name_of(self._config.resolver, ticket.host)
+            self._host = self._dialer.name_of(ticket.host)
             reading = f" and read {request.vmx}" if request.vmx else ""
             try:
                 with self._step(steps.connect, f"connect to {self._host}:{ticket.port}{reading}"):

@@ -8,7 +8,7 @@ storage data and the layout must name the same one, and only a LUN with that ide
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.dialer import Dialer
@@ -17,6 +17,7 @@ from engine.modes.errors import SanNotVisible, SanReadFailed, SanUnsupported
 from engine.modes.iscsi import scsi
 from engine.modes.iscsi.session import PATIENCE, Command, Login, Session
 from engine.modes.layout import Layout
+from engine.modes.names import SAN
 from engine.modes.source import Extent, Read, Source
 
 STEP = "20a"
@@ -52,7 +53,7 @@ class Lun:
 class SanSource(Source):
     """A disk read from its LUN. The session belongs to the source."""
 
-    mode = "san"
+    mode = SAN
     step = STEP
 
     def __init__(self, lun: Lun, layout: Layout) -> None:
@@ -144,7 +145,7 @@ def open_source(
         f"{dialer.events.host} does not see the LUN naa.{layout.naa}: {shown}",
         step=STEP,
         host=dialer.events.host,
-        target=name_of(dialer.resolver, host),
+        target=dialer.name_of(host),
         port=port,
     )
 
@@ -153,7 +154,7 @@ def _find(
     dialer: Dialer, portal: tuple[str, int], login: Login, naa: str, seen: list[str], patience: float
 ) -> Lun | None:
     """The LUN at this portal, or None; identities of the LUNs that it shows are added to `seen`."""
-    name = name_of(dialer.resolver, portal[0])
+    name = dialer.name_of(portal[0])
     discovery = Session.open(dialer, portal, login, None, step=STEP, name=name, patience=patience)
     try:
         targets = [target for target, _ in discovery.discover()]
@@ -189,11 +190,6 @@ def _match(session: Session, naa: str, seen: list[str]) -> Lun | None:
             return Lun(session, number, block, blocks * block)
         seen += [f"naa.{identity}" for identity in identities]
     return None
-
-
-def name_of(resolver: Mapping[str, str], address: str) -> str:
-    """The name that the configuration gives an address, for events and errors."""
-    return next((name for name, known in resolver.items() if known == address), address)
 
 
 def _zero(view: memoryview) -> None:

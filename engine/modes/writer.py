@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import ClassVar
+from abc import abstractmethod
+
+from engine.modes.disk import OpenDisk
 
 
-class DiskWriter(ABC):
-    """A disk opened for writing; `capacity` in bytes. Blocking; several threads may write different places at once."""
-
-    mode: ClassVar[str]
-    capacity: int
+class DiskWriter(OpenDisk):
+    """A disk opened for writing. Several threads may write different places at once."""
 
     @abstractmethod
     def write(self, offset: int, data: memoryview) -> None:
@@ -25,18 +22,3 @@ class DiskWriter(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Returns when everything written will survive. Raises VadplabError."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends the writer. Harmless when called twice. May raise when the disk cannot be given back."""
-
-    def check_range(self, offset: int, length: int) -> None:
-        """Raises ValueError unless the range is aligned, not empty and within the disk."""
-        if offset % 512 or length % 512 or length <= 0 or offset < 0 or offset + length > self.capacity:
-            raise ValueError(f"{offset}+{length} is not a range of whole sectors in a disk of {self.capacity} bytes")
-
-    def __enter__(self) -> DiskWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,21 +198,6 @@ def marked(vsphere: VSphere, mark: str, *, step: str) -> list[tuple[str, str, st
         return [one for one in found if mark in one[2]]
 
     return vsphere.call(look, step=step)
-
-
-def detach(vsphere: VSphere, proxy_uuid: str, paths: Sequence[str], *, step: str) -> None:
-    """Detaches the new VM's disks, at these datastore paths, from a proxy's VM where a dead Data Mover left them."""
-    moref = vsphere.find_by_uuid(proxy_uuid, step=step)
-    if moref is None:
-        return
-    left = [
-        device
-        for device in vsphere.devices(moref, step=step)
-        if isinstance(device, vim.vm.device.VirtualDisk) and str(getattr(device.backing, "fileName", "")) in paths
-    ]
-    if left:
-        changes = [vim.vm.device.VirtualDeviceSpec(operation="remove", device=device) for device in left]
-        vsphere.reconfigure(moref, changes, step=step, timeout=TASK_DEADLINE)
 
 
 def _devices(plan: Planned, datastore: str) -> list[Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InputError, MissingError, VadplabError
+from engine.modes.names import AUTO, WRITING, usable
 from engine.mover_steps import MoverSteps
 from engine.processes import READY_DEADLINE, in_thread
 from engine.report import Reporter
@@ -30,9 +31,8 @@ from engine.restore import machine, points
 from engine.restore.machine import Made
 from engine.restore.points import Found
 from engine.rpc.client import Client
-from engine.scheduler.modes import usable
 from engine.servers import connect
-from engine.vsphere import VSphere
+from engine.vsphere import VSphere, attached
 from engine.vsphere.link import account, login
 from engine.waiting import every, quietly, to_the_end
 
@@ -78,7 +78,7 @@ class Wanted:
     vcenter: str | None = None
     host: str | None = None
     datastore: str | None = None
-    mode: str = "auto"
+    mode: str = AUTO
     direction: str = "proxy-to-repository"
     failover: bool = True
 
@@ -333,7 +333,7 @@ class VmRestore:
             while True:
                 try:
                     for uuid in uuids:
-                        machine.detach(vsphere, uuid, paths, step="r11")
+                        attached.detach_left(vsphere, uuid, paths, step="r11")
                     return machine.destroy(vsphere, made.moref, step="r11")
                 except VadplabError:
                     if time.monotonic() > end:
@@ -396,7 +396,7 @@ class VmRestore:
 
 def writing(modes: list[str]) -> list[str]:
     """Those of a proxy's transport modes that can write; a proxy that is a VM can write over the network as well."""
-    return [mode for mode in modes if mode != "san"]
+    return [mode for mode in modes if mode in WRITING]
 
 
 async def _link(caller: Client, listener: dict[str, Any], at: dict[str, Any]) -> None:

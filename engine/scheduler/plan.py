@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import MissingError
-from engine.scheduler.modes import preference, usable
+from engine.modes.names import preference, usable
 
 
 class NoResource(MissingError):

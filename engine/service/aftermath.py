@@ -3,7 +3,7 @@
 
 A manager stores what may be left before it does it: `pending = {vm: {guest: address, attached: [[proxy VM's UUID, disk's path]…],
 snapshot: true}}`. Disks are detached before the snapshot is committed, as the manager does it, with the same code
-(`engine.leftovers`, `engine.snapshots`). Done at once when a manager dies, and again when the Backup Service starts.
+(`engine.vsphere.attached`, `engine.snapshots`). Done at once when a manager dies, and again when the Backup Service starts.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
 from engine.events import new_id
 from engine.model.infrastructure import Direction
+from engine.modes.names import AUTO, SAN, WRITING
 from engine.report import Reporter
 from engine.restore import machine
 from engine.restore.vm import RestoreStopped, VmRestore, Wanted, writing
@@ -26,7 +27,7 @@ from engine.service.jobs import Jobs
 from engine.service.runs import RunState
 from engine.service.sweep import Sweep
 
-MODES = ("auto", "hotadd", "nbdssl", "nbd")
+MODES = (AUTO, *WRITING)
 QUEUED = 30.0
 STOP_DEADLINE = 300.0
 
@@ -155,9 +156,9 @@ class VmRestores:
 
 
 def _wanted(call: Call) -> Wanted:
-    mode, direction = call.param("mode", default="auto"), call.param("direction", default="proxy-to-repository")
+    mode, direction = call.param("mode", default=AUTO), call.param("direction", default="proxy-to-repository")
     if mode not in MODES:
-        said = "Direct SAN does not write" if mode == "san" else f"unknown mode {mode}"
+        said = "Direct SAN does not write" if mode == SAN else f"unknown mode {mode}"
         raise InputError(f"{said}; one of {', '.join(MODES)}")
     if direction not in get_args(Direction):
         raise InputError(f"unknown direction {direction}; one of {', '.join(get_args(Direction))}")

@@ -24,7 +24,8 @@ from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
 from engine.events import new_id
 from engine.model.database import Database
-from engine.model.infrastructure import Direction, JobMode
+from engine.model.infrastructure import Direction
+from engine.modes.names import JobMode
 from engine.report import Reporter
 from engine.rpc.server import Call, Peer, Server, UnknownMethod
 from engine.service.administration import Administration

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import InputError
+from engine.modes.names import configured
 from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
 from engine.store.errors import on_host
@@ -100,7 +101,7 @@ class TransportService:
             "name": self.config.name,
             "version": VERSION,
             "roles": roles(self.config),
-            "modes": modes(self.config),
+            "modes": list(configured(self.config)),
             "vm_uuid": self.config.proxy.vm_uuid if self.config.proxy is not None else None,
             "mover_ports": list(self.config.mover_ports),
             "movers": self.movers.count,
@@ -143,8 +144,3 @@ def roles(config: EngineConfig) -> list[str]:
         return list(config.roles)
     only_repository = config.repository is not None and config.proxy is None and config.san is None
     return ["proxy"] * (not only_repository) + ["repository"] * (config.repository is not None)
-
-
-def modes(config: EngineConfig) -> list[str]:
-    """The transport modes that a machine is set up for, best first; Network mode needs nothing."""
-    return ["san"] * (config.san is not None) + ["hotadd"] * (config.proxy is not None) + ["nbdssl", "nbd"]

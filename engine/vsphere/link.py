@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from engine import leftovers
 from engine.dialer import Dialer
 from engine.processes import in_thread
-from engine.vsphere import tracking
+from engine.vsphere import attached, tracking
 from engine.vsphere.objects import Snapshot, VmInfo
 from engine.vsphere.operations import VSphere
 from engine.vsphere.tracking import Extent, Tracking
@@ -77,9 +76,23 @@ class VSphereLink:
             what="changed areas",
         )
 
-    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+    async def left_attached(self, proxy_uuid: str) -> list[str]:
         return await in_thread(
-            lambda: leftovers.detach(self._session, proxy_uuid, paths, step="22"),
+            lambda: attached.left_paths(self._session, proxy_uuid, step="8"),
+            deadline=DEADLINE,
+            what="disks of a proxy's VM",
+        )
+
+    async def frozen_paths(self, snapshot: Snapshot, *, step: str) -> dict[int, str]:
+        return await in_thread(
+            lambda: attached.frozen_paths(self._session, snapshot.moref, step=step),
+            deadline=DEADLINE,
+            what="disks of a snapshot",
+        )
+
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = "22") -> list[str]:
+        return await in_thread(
+            lambda: attached.detach_left(self._session, proxy_uuid, paths, step=step),
             deadline=DEADLINE,
             what="detach",
         )

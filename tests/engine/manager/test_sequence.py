@@ -21,7 +21,7 @@ from engine.manager.sequence import BackupSequence
 from engine.steps import ORDER, STEPS
 from engine.store.manifest import Manifest
 from engine.vsphere import Snapshot, VSphereFault
-from tests.engine.manager.world import World, disk, timed_out, vm_info
+from tests.engine.manager.world import PROXY_VM, World, disk, timed_out, vm_info
 
 
 def run(world: World, tmp_path: Path | None = None) -> dict[str, Any]:
@@ -400,6 +400,9 @@ def test_mover_on_the_repository_that_dies_fails_the_task() -> None:
     left_clean(world)
 
 
+DEAD, ALIVE = "[ds] linux-vm/linux-vm-000001.vmdk", "[ds]linux-vm/linux-vm-000002.vmdk"
+
+
 def left_behind(session: str) -> Snapshot:
     return Snapshot(f"snapshot-of-{session}", "vm-linux-vm", snapshots.NAME, 7, snapshots.description("demo", session))
 
@@ -414,6 +417,71 @@ def test_a_dead_runs_snapshot_is_committed_by_the_next_run_and_a_living_ones_is_
     assert world.left["linux-vm"] == [left_behind("alive"), mine]
     assert world.log.index("commit linux-vm") < world.log.index("snapshot linux-vm")
     assert any("dead run dead committed" in str(item.get("text")) for item in world.progress)
+
+
+def attached_by_two(world: World) -> None:
+    """A dead run and a living one have snapshots, each with its disk attached to a proxy that the next run does not use."""
+    world.facts["proxy-2"] = {"vm_uuid": PROXY_VM}
+    world.modes["proxy-2"] = []
+    world.left["linux-vm"] = [left_behind("dead"), left_behind("alive")]
+    world.dead = {"dead"}
+    world.froze = {"snapshot-of-dead": {2000: DEAD}, "snapshot-of-alive": {2000: ALIVE}}
+    world.attached = {(PROXY_VM, path) for path in (DEAD, ALIVE, "[ds] web/web.vmdk")}
+
+
+def test_a_dead_runs_disk_is_detached_from_any_proxy_before_its_snapshot_is_committed(tmp_path: Path) -> None:
+    world = World()
+    attached_by_two(world)
+    result = run(world, tmp_path)
+    assert result["result"] == "success" and result["warnings"] == []
+    assert world.attached == {(PROXY_VM, ALIVE), (PROXY_VM, "[ds] web/web.vmdk")}
+    assert world.left["linux-vm"] == [left_behind("alive")]
+    places = [world.log.index(e) for e in (f"detach {PROXY_VM}", "commit linux-vm", "snapshot linux-vm")]
+    assert places == sorted(places)
+    assert any(
+        item.get("step") == "8" and f"{DEAD} was left attached" in str(item.get("text")) for item in world.progress
+    )
+
+
+def test_a_dead_runs_disk_is_detached_also_when_its_snapshot_is_gone(tmp_path: Path) -> None:
+    world = World()
+    attached_by_two(world)
+    world.left["linux-vm"] = [left_behind("alive")]
+    assert run(world, tmp_path)["result"] == "success"
+    assert (PROXY_VM, DEAD) not in world.attached and (PROXY_VM, ALIVE) in world.attached
+
+
+def test_a_snapshot_stays_while_its_disk_cannot_be_detached(tmp_path: Path) -> None:
+    world = World()
+    attached_by_two(world)
+    world.fail["detach", PROXY_VM] = VSphereFault("busy")
+    result = run(world, tmp_path)
+    assert result["result"] == "warning" and len(result["restore_points"]) == 2
+    assert [w["code"] for w in result["warnings"]] == ["snapshot.orphaned"]
+    assert world.left["linux-vm"] == [left_behind("dead"), left_behind("alive")]
+
+
+def test_a_proxy_whose_disks_are_not_shown_does_not_stop_the_run(tmp_path: Path) -> None:
+    world = World()
+    attached_by_two(world)
+    world.froze = {}
+    world.fail["left", PROXY_VM] = VSphereFault("no permission")
+    result = run(world, tmp_path)
+    assert result["result"] == "success" and world.left["linux-vm"] == [left_behind("alive")]
+    assert any("proxy-2 is not known: no permission" in str(item.get("text")) for item in world.progress)
+
+
+def test_the_file_that_the_snapshot_froze_is_read(tmp_path: Path) -> None:
+    """The one of step 8 is not the disk's any more when an older snapshot was committed since."""
+    world = World()
+    world.froze = {"snapshot-db-vm": {2001: "[ds] db-vm/db-vm_1-000004.vmdk"}}
+    assert run(world, tmp_path)["result"] == "success"
+    opened = {task: params["disk"]["path"] for method, task, params in world.calls if method == "source.open"}
+    assert opened == {
+        "linux-vm:2000": "[ds] linux-vm/linux-vm_0.vmdk",
+        "db-vm:2000": "[ds] db-vm/db-vm_0.vmdk",
+        "db-vm:2001": "[ds] db-vm/db-vm_1-000004.vmdk",
+    }
 
 
 def test_a_dead_runs_snapshot_that_stays_is_reported_and_the_run_goes_on(tmp_path: Path) -> None:

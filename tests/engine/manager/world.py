@@ -9,9 +9,9 @@ from typing import Any
 from engine.errors import ConnectTimedOut, VadplabError
 from engine.guest.channel import ScriptResult, Scripts
 from engine.model.infrastructure import Job
+from engine.modes.names import HOTADD, NETWORK, SAN
 from engine.rpc.frames import WireClosed
 from engine.scheduler import NoResource, Resource, Task, plan, replace
-from engine.scheduler.modes import HOTADD, NETWORK, SAN
 from engine.vsphere import Disk, GuestInfo, Snapshot, VmInfo, VSphereFault
 from engine.vsphere.tracking import Extent, Tracking
 
@@ -63,6 +63,8 @@ class World:
         self.pendings: list[dict[str, Any]] = []
         self.slots = {"proxy-1": 8, "repository-1": 8}
         self.modes: dict[str, list[str]] = {"proxy-1": ["nbdssl"]}
+        self.facts: dict[str, dict[str, Any]] = {}
+        """What Transport Services said at the last rescan."""
         self.broken_modes: dict[str, VadplabError] = {}
         self.dies: dict[tuple[str, str], str] = {}
         """(method, task) → proxy whose mover dies in that call."""
@@ -74,6 +76,8 @@ class World:
         self.need = self.need_incremental = 1
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.attached: set[tuple[str, str]] = set()
+        self.froze: dict[str, dict[int, str]] = {}
+        """Paths of the files that a snapshot froze, by its reference and the device key, where they are not those of `vms`."""
         self.retained: list[tuple[str, dict[str, int]]] = []
         self.open_movers = 0
         self.reading = self.most_reading = 0
@@ -98,15 +102,18 @@ class World:
             raise self.fail[key]
 
     def inputs(self) -> dict[str, Any]:
-        server = {"port": 6162, "max_tasks": 8, "facts": {}, "problem": None}
+        server = {"port": 6162, "max_tasks": 8, "problem": None}
         return {
             "job": self.job,
             "vcenter": {
                 "name": "vcenter", "address": "vcenter", "port": 443, "thumbprint": None, "username": "u", "password": "p",
             },
             "servers": [
-                *({"name": n, "address": n, "roles": ["proxy"], "modes": m, **server} for n, m in self.modes.items()),
-                {"name": "repository-1", "address": "repository-1", "roles": ["repository"], "modes": [], **server},
+                *(
+                    {"name": n, "address": n, "roles": ["proxy"], "modes": m, "facts": self.facts.get(n, {}), **server}
+                    for n, m in self.modes.items()
+                ),
+                {"name": "repository-1", "address": "repository-1", "roles": ["repository"], "modes": [], "facts": {}, **server},
             ],
             "vms": [
                 {"name": n, "disks": [{"key": d.key, "label": d.label, "path": d.path, "capacity": d.capacity} for d in ds]}
@@ -364,7 +371,14 @@ class FakeVSphere:
             raise found
         return found
 
-    async def detach(self, proxy_uuid: str, paths: list[str]) -> list[str]:
+    async def left_attached(self, proxy_uuid: str) -> list[str]:
+        await self.world.do("left", proxy_uuid)
+        return sorted(path for uuid, path in self.world.attached if uuid == proxy_uuid)
+
+    async def frozen_paths(self, snapshot: Snapshot, *, step: str) -> dict[int, str]:
+        return self.world.froze.get(snapshot.moref, {})
+
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = "22") -> list[str]:
         await self.world.do("detach", proxy_uuid)
         found = [path for path in paths if (proxy_uuid, path) in self.world.attached]
         self.world.attached -= {(proxy_uuid, path) for path in found}
@@ -376,9 +390,13 @@ class FakeVSphere:
     async def commit_snapshots(self, vm: str, mark: str, *, timeout: float) -> int:
         await self.world.do("commit", vm)
         if mine := [s for s in self.world.left.get(vm, []) if mark in s.description]:
+            for one in mine:
+                held = {path for _, path in self.world.attached} & set(self.world.froze.get(one.moref, {}).values())
+                assert not held, "a disk is attached"
             self.world.left[vm] = [s for s in self.world.left[vm] if s not in mine]
             return len(mine)
-        assert not any(f"/{vm}_" in path for _, path in self.world.attached), "a disk is attached"
+        frozen = {one.path for shown in self.world.vms if shown.name == vm for one in shown.disks}
+        assert not frozen & {path for _, path in self.world.attached}, "a disk is attached"
         found = self.world.snapshots.pop(vm, None)
         assert found is None or mark in found.description
         return 0 if found is None else 1

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.modes.names import usable
 from engine.scheduler import NoResource, Plan, Resource, Task, plan, replace
-from engine.scheduler.modes import usable
 
 NBD = frozenset({"nbd"})
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from engine.errors import RemoteError
+from engine.modes.names import configured
 from engine.rpc.client import Client
 from engine.transport.movers import Movers
-from engine.transport.service import TransportService, modes, roles
+from engine.transport.service import TransportService, roles
 from tests.engine.machines import REPOSITORY, Machines
 from tests.engine.store import disks
 from tests.engine.waiting import until
@@ -222,4 +223,4 @@ def test_roles_and_modes_are_those_of_the_configuration(
     tmp_path: Path, fields: dict[str, Any], expected: list[str], able: list[str]
 ) -> None:
     config = Machines(tmp_path).config("machine", **fields)
-    assert (roles(config), modes(config)) == (expected, able)
+    assert (roles(config), configured(config)) == (expected, able)

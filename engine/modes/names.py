@@ -1,14 +1,40 @@
 # SPDX-License-Identifier: MIT
-"""Which transport modes a task may use, in order of preference (flow reference 2.4: Direct SAN > HotAdd > Network)."""
+"""The names of the transport modes, their order, and which of them a task may use (flow reference 2.4: Direct SAN > HotAdd > Network).
+
+Imports nothing that reads a disk: the configuration, the scheduler and the Backup Manager use it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING, Final, Literal
 
-SAN, HOTADD, NBDSSL, NBD, AUTO = "san", "hotadd", "nbdssl", "nbd", "auto"
-NETWORK = (NBDSSL, NBD)
-MODES = (SAN, HOTADD, NBDSSL, NBD, AUTO)
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+
+NetworkMode = Literal["nbdssl", "nbd"]
+Mode = Literal["san", "hotadd", "nbdssl", "nbd"]
+JobMode = Literal["auto", "san", "hotadd", "nbdssl", "nbd"]
 """What a job may ask for."""
+
+SAN: Final = "san"
+HOTADD: Final = "hotadd"
+NBDSSL: Final = "nbdssl"
+NBD: Final = "nbd"
+AUTO: Final = "auto"
+
+NETWORK: tuple[NetworkMode, ...] = (NBDSSL, NBD)
+MODES: tuple[Mode, ...] = (SAN, HOTADD, *NETWORK)
+"""Best first; `auto` is this order."""
+WRITING: tuple[Mode, ...] = (HOTADD, *NETWORK)
+"""Those that a restore can use: Direct SAN reads only."""
+
+
+def configured(config: EngineConfig) -> list[Mode]:
+    """The modes that a machine is set up for, best first; Network mode needs nothing."""
+    missing = {SAN} if config.san is None else set()
+    missing |= {HOTADD} if config.proxy is None else set()
+    return [mode for mode in MODES if mode not in missing]
 
 
 def preference(mode: str, *, failover: bool = True) -> tuple[str, ...]:
@@ -17,7 +43,7 @@ def preference(mode: str, *, failover: bool = True) -> tuple[str, ...]:
     `auto` is a choice among modes, so it keeps them all; without failover only the best one that a proxy has is tried.
     """
     if mode == AUTO:
-        return (SAN, HOTADD, *NETWORK)
+        return MODES
     if mode in (SAN, HOTADD) and failover:
         return (mode, *NETWORK)
     return (mode,)
