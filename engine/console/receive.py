@@ -45,8 +45,8 @@ async def receive_disk(
     """Receives one disk into the new sparse file `to`, which appears only when it is complete and synced.
 
     Args:
-        connection: opened with the dialer (step `r3`) to the `port` that `restore.open` gave; closed at the end.
-        identity: this machine's. token, size: from `restore.open`. expect: the machine name of the repository.
+        connection: opened with the dialer (step `r3`) to the `port` that `reader.open` gave; closed at the end.
+        identity: this machine's. token, size: from `reader.open`. expect: the machine name of the repository.
         events: where the totals of bytes are written. on_progress: called on the event loop with `{received, total}`
             (bytes of the disk passed, bytes of the disk), about twice a second.
 

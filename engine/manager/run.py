@@ -133,7 +133,6 @@ class Run:
         return {
             "throttle": rules["throttle"],
             "compression": {"algorithm": "zstd", "level": rules["compression_level"]},
-            "cluster_bits": rules["cluster_bits"],
             "workers": rules["workers"],
         }
 

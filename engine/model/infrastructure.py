@@ -119,7 +119,6 @@ class MoverRules(_Strict):
 
     throttle: int | None = Field(default=None, ge=65536)
     compression_level: int = Field(default=1, ge=1, le=19)
-    cluster_bits: int = Field(default=16, ge=16, le=16)
     workers: int = Field(default=2, ge=1, le=16)
 
 

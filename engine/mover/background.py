@@ -6,10 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+PROGRESS = 0.5
+"""Seconds between two reports."""
 
 T = TypeVar("T")
+Report = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def background(function: Callable[[], T]) -> asyncio.Future[T]:
@@ -37,3 +41,10 @@ def background(function: Callable[[], T]) -> asyncio.Future[T]:
 
     threading.Thread(target=work, name="mover-work", daemon=True).start()
     return future
+
+
+async def reported(work: asyncio.Future[T], report: Report, state: Callable[[], dict[str, Any]]) -> T:
+    """The result of `work`; until then `state` is reported again and again."""
+    while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
+        await report(state())
+    return work.result()

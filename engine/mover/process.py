@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The Data Mover's process: one task, one control connection, one ready line.
 
-`python -m engine.mover --config FILE --session S --task T --role source|target|restore` prints `{"port": N, "token": "…"}` once
-it answers, and ends with its control connection.
+`python -m engine.mover --config FILE --session S --task T --role source|target|reader|writer` prints `{"port": N, "token": "…"}`
+once it answers, and ends with its control connection.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from engine.config import EngineConfig, load
 from engine.mover import protocol
 from engine.mover.errors import NoFreePort, WrongToken
+from engine.mover.roles import ROLES, Role
 from engine.mover.task import MoverTask
 from engine.mover.telling import TellingEvents, told
 from engine.processes import ready, until_signal
@@ -30,7 +31,7 @@ HELLO_DEADLINE = 60.0
 class Mover:
     """Serves the control connection of one task."""
 
-    def __init__(self, config: EngineConfig, session: str, task: str, role: protocol.Role) -> None:
+    def __init__(self, config: EngineConfig, session: str, task: str, role: Role) -> None:
         self.config = config
         self.role = role
         self.token = secrets.token_urlsafe(24)
@@ -127,10 +128,10 @@ class Mover:
                 return await task.target_commit(
                     protocol.parse(protocol.TargetCommit, call.method, params), call.progress
                 )
-            case "restore.open":
-                return await task.restore_open(protocol.parse(protocol.RestoreOpen, call.method, params))
-            case "restore.wait":
-                return await task.restore_wait()
+            case "reader.open":
+                return await task.reader_open(protocol.parse(protocol.ReaderOpen, call.method, params))
+            case "reader.wait":
+                return await task.reader_wait()
             case "abort":
                 await task.close()
                 return {}
@@ -143,12 +144,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the machine's configuration file")
     parser.add_argument("--session", required=True, help="id of the job run or restore")
     parser.add_argument("--task", required=True, help="id of the task")
-    parser.add_argument("--role", required=True, choices=protocol.ROLES)
+    parser.add_argument("--role", required=True, choices=ROLES)
     options = parser.parse_args(argv)
     return asyncio.run(_serve(load(options.config), options.session, options.task, options.role))
 
 
-async def _serve(config: EngineConfig, session: str, task: str, role: protocol.Role) -> int:
+async def _serve(config: EngineConfig, session: str, task: str, role: Role) -> int:
     mover = Mover(config, session, task, role)
     port = await mover.start()
     ready({"port": port, "token": mover.token})

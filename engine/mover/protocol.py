@@ -3,8 +3,7 @@
 
 method          parameters                                      result
 hello           token                                           {name, role, version}; must be the first call
-rules           throttle, compression, cluster_bits, workers,   {}                              step 6
-                silence
+rules           throttle, compression, workers, silence         {}                              step 6
 data.listen     -                                               {port, token}                   step 7, this side listens
 data.connect    host, port, token, name, as_step                {}                              step 7, this side connects
 source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
@@ -14,9 +13,9 @@ source.read     ranges, incremental, compare                    {total, read, ze
 target.open     folder, file, size, parent                      {}                              step 21, receiving side
 target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
-restore.open    folder, disk, as_step, reads                    {port, token, size}             step r3; {size} after data.listen or
+reader.open     folder, disk, as_step, reads                    {port, token, size}             step r3; {size} after data.listen or
                                                                 data.connect: the disk goes over that link
-restore.wait    -                                               {blocks, sent} once the console has the whole disk;
+reader.wait     -                                               {blocks, sent} once the console has the whole disk;
                                                                 {reads, sent} once it has ended its reads
 writer.open     mode or modes, failover, vcenter, vm, disk,     {capacity, mode, host, failed_over}     on the proxy: a restored
                 steps                                           VM's new disk is opened for writing
@@ -31,13 +30,13 @@ the parent's digests and sends only what differs (with `ranges`: within them). `
 
 `reads`: the disk is not sent; the console asks for what it needs of it (single files).
 
-A restore into a VM: `restore.open` on the repository's mover, then on the proxy's (role `restore`) `data.connect` to its port,
-`writer.open`, `writer.write`; `restore.wait` on the repository ends with it. In the other direction: `data.listen` on the
-proxy's, `data.connect` and `restore.open` on the repository's.
+A restore into a VM: `reader.open` on the repository's mover, then on the proxy's, the writer, `data.connect` to its port,
+`writer.open`, `writer.write`; `reader.wait` on the repository ends with it. In the other direction: `data.listen` on the
+writer, `data.connect` and `reader.open` on the reader.
 
-Sizes and offsets are bytes, rates bytes a second. Roles: `source` (proxy), `target` (repository),
-`restore` (repository; proxy for `writer.*`). When the
-control connection ends, or `hello` does not come in time, the mover gives up and ends.
+Sizes and offsets are bytes, rates bytes a second. Methods `source.*`, `target.*`, `reader.*` and `writer.*` are those of a mover
+of that role (`engine.mover.roles`). When the control connection ends, or `hello` does not come in time, the mover gives up
+and ends.
 """
 
 from __future__ import annotations
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
     from engine.modes.opening import Request
 
 VERSION = "1"
-Role = Literal["source", "target", "restore"]
-ROLES: tuple[Role, ...] = ("source", "target", "restore")
 
 
 class _Params(BaseModel):
@@ -84,7 +81,6 @@ class Rules(_Params):
 
     throttle: int | None = Field(default=None, gt=0)
     compression: Compression = Compression()
-    cluster_bits: Literal[16] = 16
     workers: int = Field(default=2, ge=1, le=16)
     silence: float = Field(default=30.0, gt=0, le=600)
 
@@ -253,7 +249,7 @@ class TargetCommit(_Params):
     root: str | None = None
 
 
-class RestoreOpen(_Params):
+class ReaderOpen(_Params):
     """The folder of a visible restore point and the disk's key. `as_step`: in which step the data goes out."""
 
     folder: str

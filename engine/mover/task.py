@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The state of one task in a Data Mover: rules, data link, and the open source, target or restore.
+"""The state of one task in a Data Mover: rules, data link, and the open source, target, reader or writer.
 
 Methods are coroutines; everything that blocks runs in threads. Order: `rules`, then the data link, then open, then read
 or commit; out of order is `NotReady`.
@@ -17,11 +17,12 @@ from engine.config import EngineConfig
 from engine.errors import InputError, VadplabError
 from engine.events import EventLog
 from engine.mover import comparison, datalink, protocol
-from engine.mover.background import background
+from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
 from engine.mover.read_pipeline import answer_reads
 from engine.mover.restore_pipeline import send_disk
+from engine.mover.roles import Role
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.rpc.identity import Identity
@@ -29,19 +30,18 @@ from engine.store.point_disk import PointDisk
 from engine.store.view import DiskView
 
 if TYPE_CHECKING:
-    from engine.mover.source_side import Report, SourceSide
+    from engine.mover.source_side import SourceSide
     from engine.mover.writer_side import WriterSide
 
 LINK_DEADLINE = 120.0
 STREAM_DEADLINE = 120.0
 CLOSE_DEADLINE = 20.0
-PROGRESS = 0.5
 
 
 class MoverTask:
     """One task. `close` gives everything back and may be called at any time."""
 
-    def __init__(self, config: EngineConfig, identity: Identity, events: EventLog, role: protocol.Role) -> None:
+    def __init__(self, config: EngineConfig, identity: Identity, events: EventLog, role: Role) -> None:
         self.config = config
         self.identity = identity
         self.events = events
@@ -57,7 +57,7 @@ class MoverTask:
         self._writer: WriterSide | None = None
         self._target: TargetPipeline | None = None
         self._disk: PointDisk | DiskView | None = None
-        self._restore: asyncio.Future[dict[str, int]] | None = None
+        self._reading: asyncio.Future[dict[str, int]] | None = None
 
     # Step 6
 
@@ -128,11 +128,11 @@ class MoverTask:
         self._note_bytes()
         return result
 
-    # A restore into a VM, on the proxy
+    # Steps r7 to r10 on the proxy
 
     async def writer_open(self, params: protocol.WriterOpen) -> dict[str, Any]:
         """Opens the disk of a restored VM for writing."""
-        self._need(self.role == "restore", "not a restore")
+        self._need(self.role == "writer", "not a writer")
         if self._writer is None:
             from engine.mover.writer_side import WriterSide
 
@@ -141,7 +141,7 @@ class MoverTask:
 
     async def writer_write(self, report: Report) -> dict[str, Any]:
         """Writes what the repository's Data Mover sends; reports progress."""
-        self._need(self.role == "restore", "not a restore")
+        self._need(self.role == "writer", "not a writer")
         link = await self._ready_link("writer.write")
         if self._writer is None:
             raise NotReady("writer.write before writer.open")
@@ -189,18 +189,16 @@ class MoverTask:
         if target is None:
             raise NotReady("target.commit before target.open")
         work = background(lambda: target.commit(STREAM_DEADLINE))
-        while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
-            await report({"stored": target.disk.stored, "total": target.disk.size})
-        stored = work.result()
+        stored = await reported(work, report, lambda: {"stored": target.disk.stored, "total": target.disk.size})
         if params.root is not None and params.root != target.root:
             raise NotReady("the source reports another root digest than it sent", step="21")
         return stored.to_dict()
 
-    # Restore
+    # Steps r3 and r6 to r10 on the repository
 
-    async def restore_open(self, params: protocol.RestoreOpen) -> dict[str, Any]:
+    async def reader_open(self, params: protocol.ReaderOpen) -> dict[str, Any]:
         """Opens a disk of a visible restore point and waits for the one that brings the token; or uses the link that is there."""
-        self._need(self.role == "restore" and self._restore is None, "not a restore, or opened already")
+        self._need(self.role == "reader" and self._reading is None, "not a reader, or opened already")
         folder = self._inside_repository(params.folder)
         kind = DiskView if params.reads else PointDisk
         disk = self._disk = await background(lambda: kind(folder, params.disk))
@@ -213,7 +211,7 @@ class MoverTask:
 
         if self._link is not None:
             link = await asyncio.shield(self._link)
-            self._restore = background(lambda: send(link))
+            self._reading = background(lambda: send(link))
             return {"size": disk.size}
         listener = self._listener = DataListener(self.config.listen, self.config.mover_ports, self.identity)
         silence = self.rules.silence
@@ -228,14 +226,14 @@ class MoverTask:
             )
             return send(link)
 
-        self._restore = background(serve)
+        self._reading = background(serve)
         return {"port": listener.port, "token": listener.token, "size": disk.size}
 
-    async def restore_wait(self) -> dict[str, Any]:
-        """Returns when the console has written and synced the whole disk."""
-        if self._restore is None:
-            raise NotReady("restore.wait before restore.open")
-        result = dict(await asyncio.shield(self._restore))
+    async def reader_wait(self) -> dict[str, Any]:
+        """Returns when the receiver has written and synced the whole disk, or has ended its reads."""
+        if self._reading is None:
+            raise NotReady("reader.wait before reader.open")
+        result = dict(await asyncio.shield(self._reading))
         self._note_bytes()
         return result
 

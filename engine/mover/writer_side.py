@@ -9,18 +9,16 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.dialer import Dialer
-from engine.errors import VadplabError
-from engine.modes.opening import Opened, Opening, Steps
+from engine.modes.opening import Opening, Steps
 from engine.mover import protocol
-from engine.mover.background import background
+from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink
-from engine.mover.errors import NotReady, Stopped
-from engine.mover.source_side import OPENING_ENDS, PROGRESS, Report
+from engine.mover.held_disk import HeldDisk
 from engine.mover.write_pipeline import WritePipeline
 
 
 class WriterSide:
-    """One disk that is written. `close` may be called at any time; it also ends an open that is under way."""
+    """One disk that is written. `close` may be called at any time."""
 
     def __init__(self, config: EngineConfig, dialer: Dialer, stop: threading.Event) -> None:
         self._events = dialer.events
@@ -28,30 +26,14 @@ class WriterSide:
         self._dialer = dialer
         self._stop = stop
         self._steps = Steps()
-        self._lock = threading.Lock()
-        self._begun = False
-        self._idle = threading.Event()
-        self._idle.set()
-        self._closed = False
-        self._opened: Opened | None = None
-        self._pipeline: WritePipeline | None = None
+        self._held = HeldDisk(dialer.events)
 
     async def open(self, params: protocol.WriterOpen) -> dict[str, Any]:
         """Opens the disk of a restored VM for writing, in the first mode that works."""
-        if self._begun:
-            raise NotReady("writer.open came before")
-        self._begun = True
-        self._idle.clear()
         request = params.request()
         steps = self._steps = Steps(**params.steps.model_dump())
-
-        def work() -> Opened:
-            try:
-                return self._keep(Opening(self._config, self._dialer, self._stop, steps=steps).writer(request))
-            finally:
-                self._idle.set()
-
-        opened = await background(work)
+        opening = Opening(self._config, self._dialer, self._stop, steps=steps)
+        opened = await self._held.open(lambda: opening.writer(request), steps)
         return {
             "capacity": opened.disk.capacity,
             "mode": opened.mode,
@@ -61,19 +43,18 @@ class WriterSide:
 
     async def write(self, link: DataLink, workers: int, report: Report) -> dict[str, Any]:
         """Writes everything that the repository's mover sends; reports progress."""
-        opened = self._opened
-        if opened is None or self._pipeline is not None:
-            raise NotReady("writer.write before writer.open, or a second time")
+        opened = self._held.take()
         step = self._steps.of(opened.mode)
-        pipeline = self._pipeline = WritePipeline(opened.disk, link, step=step, workers=workers)
-        work = background(pipeline.run)
+        pipeline = WritePipeline(opened.disk, link, step=step, workers=workers)
+        self._held.moved_by(pipeline)
+
+        def state() -> dict[str, Any]:
+            return {"written": pipeline.written, "passed": pipeline.passed, "total": opened.disk.capacity}
+
         try:
-            while not (await asyncio.wait([work], timeout=PROGRESS))[0]:
-                await report({"written": pipeline.written, "passed": pipeline.passed, "total": opened.disk.capacity})
-            result = work.result()
+            result = await reported(background(pipeline.run), report, state)
             await background(opened.disk.close)  # a disk that cannot be detached is a failed restore
         except BaseException as exc:
-            pipeline.stop()
             await asyncio.shield(background(self.close))
             self._events.step(step, "failed", str(exc), code=getattr(exc, "code", "cancelled"))
             raise
@@ -81,25 +62,5 @@ class WriterSide:
         return result
 
     def close(self) -> None:
-        """Ends writing and gives the disk back (HotAdd: detaches it). Blocking; never raises."""
-        with self._lock:
-            self._closed = True
-        self._idle.wait(OPENING_ENDS)  # a disk that is just being attached must be detached again
-        with self._lock:
-            opened = self._opened
-            if self._pipeline is not None:
-                self._pipeline.stop()
-            if opened is None:
-                return
-            try:
-                opened.disk.close()
-            except VadplabError as exc:
-                self._events.note(exc.message, step=exc.step, code=exc.code)
-
-    def _keep(self, opened: Opened) -> Opened:
-        with self._lock:
-            if not self._closed:
-                self._opened = opened
-                return opened
-        opened.disk.close()
-        raise Stopped("the task was stopped", step=self._steps.of(opened.mode))
+        """Ends writing and gives the disk back. Blocking; never raises."""
+        self._held.close()

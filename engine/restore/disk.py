@@ -57,13 +57,13 @@ async def _open(
     entry = disk_of(found, disk)
     task = f"{found['vm']}:{entry['key']}"
     mover = await transport.call(
-        "mover.start", step="r2", deadline=READY_DEADLINE * 2, session=session, task=task, role="restore"
+        "mover.start", step="r2", deadline=READY_DEADLINE * 2, session=session, task=task, role="reader"
     )
     control = await connect(config, events, server, step="r2", port=int(mover["port"]))
     try:
         await control.call("hello", step="r2", token=mover["token"])
         opened = await control.call(
-            "restore.open", step="r2", deadline=STORE_DEADLINE, folder=found["folder"], disk=entry["key"], reads=reads
+            "reader.open", step="r2", deadline=STORE_DEADLINE, folder=found["folder"], disk=entry["key"], reads=reads
         )
     except BaseException:
         await control.close()

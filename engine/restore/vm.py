@@ -24,6 +24,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import InputError, MissingError, VadplabError
 from engine.modes.names import AUTO, WRITING, usable
+from engine.mover.roles import Role
 from engine.mover_steps import MoverSteps
 from engine.processes import READY_DEADLINE, in_thread
 from engine.report import Reporter
@@ -185,7 +186,7 @@ class VmRestore:
             result["repository"] = name
             await self._choose_proxies(found, name)
             for disk in self._disks:
-                disk.reader = await self._start_mover(self._found.server, f"{disk.task}:read", "r2")
+                disk.reader = await self._start_mover(self._found.server, f"{disk.task}:read", "reader", "r2")
 
     async def _choose_proxies(self, found: dict[str, Any], repository: str) -> None:
         wanted = self._wanted
@@ -212,7 +213,7 @@ class VmRestore:
                 name = str(disk.proxy["name"])
                 if name not in self._transports:
                     self._transports[name] = await connect(self._config, self._report.events, disk.proxy, step="r4")
-                disk.writer = await self._start_mover(disk.proxy, f"{disk.task}:write", "r4")
+                disk.writer = await self._start_mover(disk.proxy, f"{disk.task}:write", "writer", "r4")
 
     async def step_r5_make_vm(self) -> None:
         """The VM as the manifest describes it, with a new UUID and empty disks."""
@@ -253,12 +254,12 @@ class VmRestore:
         opening: dict[str, Any] = {"folder": folder, "disk": disk.entry["key"], "as_step": "r6"}
         with self._report.step("r6", task=disk.task, direction=self._wanted.direction):
             if self._wanted.direction == "proxy-to-repository":
-                at = await disk.reader.call("restore.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
+                at = await disk.reader.call("reader.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
                 await _link(disk.writer, server, at)
             else:
                 at = await disk.writer.call("data.listen", step="r6")
                 await _link(disk.reader, disk.proxy, at)
-                await disk.reader.call("restore.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
+                await disk.reader.call("reader.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
 
     async def steps_r7_to_r10_write(self, disk: DiskRun) -> None:
         """The proxy's mover opens the new disk in the first mode that works, and writes it; it says what it does."""
@@ -289,7 +290,7 @@ class VmRestore:
             disk.outcome |= {key: opened[key] for key in ("mode", "host", "failed_over")}
             written = await disk.writer.call("writer.write", deadline=None, idle=IDLE, on_progress=heard)
             disk.outcome |= {key: written[key] for key in ("written", "blocks", "received")}
-            sent = await disk.reader.call("restore.wait", step="r6", deadline=IDLE)
+            sent = await disk.reader.call("reader.wait", step="r6", deadline=IDLE)
             disk.outcome["sent"] = sent["sent"]
         except BaseException as exc:
             told.broken(exc, "r8")
@@ -347,9 +348,9 @@ class VmRestore:
             self._left = f"the half-made VM {self._wanted.name} is still there: {exc.message}"
             self._report.note(self._left, step="r11")
 
-    async def _start_mover(self, server: dict[str, Any], task: str, step: str) -> Client:
+    async def _start_mover(self, server: dict[str, Any], task: str, role: Role, step: str) -> Client:
         started = await self._transports[str(server["name"])].call(
-            "mover.start", step=step, deadline=READY_DEADLINE * 2, session=self._session, task=task, role="restore"
+            "mover.start", step=step, deadline=READY_DEADLINE * 2, session=self._session, task=task, role=role
         )
         control = await connect(self._config, self._report.events, server, step=step, port=int(started["port"]))
         try:

@@ -11,7 +11,6 @@ from typing import Any
 from engine.processes import Child, ProcessFailed
 
 MODULE = "engine.mover"
-ROLES = ("source", "target", "restore")
 
 
 @dataclass(slots=True)

@@ -18,11 +18,12 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import InputError
 from engine.modes.names import configured
+from engine.mover.roles import ROLES
 from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
 from engine.store.errors import on_host
 from engine.store.points import Points
-from engine.transport.movers import ROLES, Movers
+from engine.transport.movers import Movers
 from engine.transport.recoveries import Recoveries
 from engine.transport.repository import STORE_DEADLINE, Repository
 

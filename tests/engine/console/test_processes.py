@@ -308,7 +308,7 @@ def test_killed_transport_service_takes_its_movers_along(site: Site) -> None:
         dialer = Dialer(EventLog(None, host="console", process="test"))
         connection = await dialer.dial(config.listen, config.port, step=None, name=config.name)
         client = await Client.open(connection, identity, expect=config.name)
-        await client.call("mover.start", deadline=30, session="s", task="t", role="restore")
+        await client.call("mover.start", deadline=30, session="s", task="t", role="reader")
         transport = site.processes[1]
         children = Path(f"/proc/{transport.pid}/task/{transport.pid}/children").read_text().split()
         assert len(children) == 1

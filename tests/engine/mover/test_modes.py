@@ -266,8 +266,8 @@ async def test_restore_into_a_vm(world: World, site: Site, mode: str) -> None:
         vm = vsphere.find_vm("restored", step="8")
     disk = vm.disks[0]
     seen: list[dict[str, Any]] = []
-    async with world.mover("repository-1", "restore") as sender, world.mover("proxy-1", "restore") as writer:
-        opened = await sender.call("restore.open", folder=str(point), disk=2000)
+    async with world.mover("repository-1", "reader") as sender, world.mover("proxy-1", "writer") as writer:
+        opened = await sender.call("reader.open", folder=str(point), disk=2000)
         await writer.call(
             "data.connect", host="127.0.0.1", port=opened["port"], token=opened["token"], name="repository-1", step="v2"
         )
@@ -280,7 +280,7 @@ async def test_restore_into_a_vm(world: World, site: Site, mode: str) -> None:
         )
         assert (found["mode"], found["capacity"]) == (mode, SIZE)
         written = await writer.client.call("writer.write", deadline=60, on_progress=seen.append)
-        assert (await sender.call("restore.wait"))["blocks"] == written["blocks"]
+        assert (await sender.call("reader.wait"))["blocks"] == written["blocks"]
     assert await asyncio.to_thread(site.content, "restored/restored.vmdk") == frozen.content
     assert await asyncio.to_thread(site.attached) == []
     await asyncio.to_thread(remove, site, frozen)

@@ -82,13 +82,13 @@ async def pair(world: World, direction: str, **rules: Any) -> AsyncIterator[tupl
 
 
 async def restore(world: World, folder: Path, to: Path) -> Any:
-    async with world.mover("repository-1", "restore") as mover:
-        opened = await mover.call("restore.open", folder=str(folder), disk=2000)
+    async with world.mover("repository-1", "reader") as mover:
+        opened = await mover.call("reader.open", folder=str(folder), disk=2000)
         connection = await world.dialer().dial("127.0.0.1", opened["port"], step="r3", name="repository-1")
         stats = await receive_disk(
             connection, world.pki.identity("console"), opened["token"], opened["size"], to, expect="repository-1"
         )
-        assert (await mover.call("restore.wait"))["blocks"] == stats.blocks
+        assert (await mover.call("reader.wait"))["blocks"] == stats.blocks
         return stats
 
 
@@ -268,7 +268,7 @@ async def test_bad_calls(world: World, tmp_path: Path) -> None:
             ("target.commit", {}, "mover.order"),
             ("source.read", {}, "mover.order"),
             ("source.open", {}, "wire.params"),
-            ("restore.open", {"folder": str(tmp_path), "disk": 1}, "mover.order"),
+            ("reader.open", {"folder": str(tmp_path), "disk": 1}, "mover.order"),
         ):
             with pytest.raises(RemoteError) as caught:
                 await target.call(method, **params)
@@ -347,8 +347,8 @@ async def test_restore_to_a_console_with_a_wrong_token(
         await source.call("source.read")
         stored = await target.call("target.commit")
     final = world.commit(point, stored)
-    async with world.mover("repository-1", "restore") as mover:
-        opened = await mover.call("restore.open", folder=str(final), disk=2000)
+    async with world.mover("repository-1", "reader") as mover:
+        opened = await mover.call("reader.open", folder=str(final), disk=2000)
         connection = await world.dialer().dial("127.0.0.1", opened["port"], step="r3", name="repository-1")
         with pytest.raises(RemoteError) as caught:
             await receive_disk(
