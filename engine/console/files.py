@@ -19,10 +19,8 @@ from engine.mover.errors import DataProtocol
 from engine.mover.read_pipeline import MOST
 from engine.restore import files
 from engine.rpc.identity import Identity
-from engine.store.clusters import CLUSTER_BITS
+from engine.store.clusters import CLUSTER
 from engine.store.view import CACHED, pieces
-
-CLUSTER = 1 << CLUSTER_BITS
 
 
 class RemoteDisk:

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from engine.mover.datalink import DataLink, Frame
 from engine.mover.errors import DataProtocol, NoParent
-from engine.store.clusters import CLUSTER_BITS, DIGEST, ZERO_DIGEST
+from engine.store.clusters import CLUSTER, DIGEST, ZERO_DIGEST
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 
@@ -66,14 +66,13 @@ def fetch(link: DataLink) -> DigestTable:
 class Comparison:
     """Finds which clusters of what was read differ from the parent. Clusters beyond the parent's end count as zeros there."""
 
-    def __init__(self, parent: DigestTable, *, cluster_bits: int = CLUSTER_BITS) -> None:
+    def __init__(self, parent: DigestTable) -> None:
         self._parent = parent
-        self._cluster = 1 << cluster_bits
-        self._zeros = bytes(self._cluster)
+        self._zeros = bytes(CLUSTER)
 
     def differing(self, first: int, view: memoryview) -> Iterator[tuple[int, memoryview]]:
         """Runs of neighbouring clusters that differ, as (first cluster, bytes); `view` begins at cluster `first`."""
-        size = self._cluster
+        size = CLUSTER
         known = self._known(first, -(-len(view) // size))
         begin: int | None = None
         for position, at in enumerate(range(0, len(view), size)):
@@ -93,9 +92,9 @@ class Comparison:
     def _digest(self, piece: memoryview) -> bytes:
         if bytes(piece) == self._zeros[: len(piece)]:  # a view would be compared byte by byte
             return ZERO_DIGEST
-        if len(piece) == self._cluster:
+        if len(piece) == CLUSTER:
             return blake3(piece).digest()
-        return blake3(bytes(piece) + bytes(self._cluster - len(piece))).digest()
+        return blake3(bytes(piece) + bytes(CLUSTER - len(piece))).digest()
 
 
 def _number(frame: Frame, name: str, link: DataLink) -> int:

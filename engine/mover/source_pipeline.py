@@ -23,7 +23,7 @@ from engine.mover.comparison import Comparison
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, Stopped
 from engine.mover.throttle import Throttle
-from engine.store.clusters import BATCH, CLUSTER_BITS, Packer
+from engine.store.clusters import BATCH, CLUSTER, CLUSTER_BITS, Packer
 from engine.store.digests import DigestTable
 
 
@@ -70,7 +70,6 @@ class SourcePipeline:
         throttle: Throttle,
         workers: int = 2,
         level: int = 1,
-        cluster_bits: int = CLUSTER_BITS,
         ranges: Sequence[Extent] | None = None,
         incremental: bool = False,
         comparison: Comparison | None = None,
@@ -83,12 +82,11 @@ class SourcePipeline:
         self._throttle = throttle
         self._workers = workers
         self._level = level
-        self._cluster_bits = cluster_bits
-        self._piece = BATCH << cluster_bits
+        self._piece = BATCH << CLUSTER_BITS
         # What a source does not hold reads as zeros, and those matter where a parent lies below.
         extents = ranges if ranges is not None else None if self._incremental else source.extents()
-        self._pieces = pieces(extents, source.capacity, self._piece, 1 << cluster_bits)
-        self._digests = DigestTable(source.capacity, cluster_bits=cluster_bits)
+        self._pieces = pieces(extents, source.capacity, self._piece, CLUSTER)
+        self._digests = DigestTable(source.capacity)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
@@ -138,7 +136,7 @@ class SourcePipeline:
             self._stop.set()
 
     def _work(self) -> None:
-        packer = Packer(cluster_bits=self._cluster_bits, level=self._level)
+        packer = Packer(level=self._level)
         buffers = [memoryview(bytearray(self._piece)) for _ in range(2)]
         current = self._start(buffers[0])
         turn = 0
@@ -160,7 +158,7 @@ class SourcePipeline:
         return offset, view, self._source.start(offset, view)
 
     def _take(self, packer: Packer, offset: int, view: memoryview) -> None:
-        first = offset >> self._cluster_bits
+        first = offset >> CLUSTER_BITS
         same = len(view)
         for begin, part in [(first, view)] if self._comparison is None else self._comparison.differing(first, view):
             self._send(packer, begin, part)
@@ -180,7 +178,7 @@ class SourcePipeline:
                 return
             fields = {"first": batch.first, "lengths": batch.lengths, "digests": batch.digests}
             sent = self._link.send("data", fields, batch.parts, batch.size)
-        data = min(batch.data << self._cluster_bits, len(view))
+        data = min(batch.data << CLUSTER_BITS, len(view))
         with self._lock:
             if batch.size:
                 self._digests.put(batch.first, batch.digests)

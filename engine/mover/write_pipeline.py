@@ -112,7 +112,7 @@ class WritePipeline:
         return {"written": self.written, "blocks": self.blocks, "received": self._link.received}
 
     def _guard(self) -> None:
-        unpacker = Unpacker(cluster_bits=CLUSTER_BITS)
+        unpacker = Unpacker()
         room = memoryview(bytearray(BATCH << CLUSTER_BITS))
         while (batch := self._queue.get()) is not None:
             if self._stop.is_set():

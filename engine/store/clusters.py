@@ -18,6 +18,8 @@ from blake3 import blake3
 from engine.store.errors import FormatError
 
 CLUSTER_BITS = 16
+"""Fixed: manifests, digest files and the data link have no field for another size."""
+CLUSTER = 1 << CLUSTER_BITS
 DIGEST = 32
 ZERO_DIGEST = bytes(DIGEST)
 BATCH = 16
@@ -43,8 +45,8 @@ class Batch:
 class Packer:
     """Makes batches. One per thread: it keeps a compressor and a cluster of zeros."""
 
-    def __init__(self, *, cluster_bits: int = CLUSTER_BITS, level: int = 1) -> None:
-        self.cluster = 1 << cluster_bits
+    def __init__(self, *, level: int = 1) -> None:
+        self.cluster = CLUSTER
         self._zeros = bytes(self.cluster)
         # Less than 1/32 saved is not worth a later decompression; raw clusters also read without a copy.
         self._worth = self.cluster - (self.cluster >> 5)
@@ -88,8 +90,8 @@ class Packer:
 class Unpacker:
     """Takes batches apart. One per thread: it keeps a decompressor."""
 
-    def __init__(self, *, cluster_bits: int = CLUSTER_BITS) -> None:
-        self.cluster = 1 << cluster_bits
+    def __init__(self) -> None:
+        self.cluster = CLUSTER
         self._decompressor = zstandard.ZstdDecompressor()
 
     def expand(self, frame: bytes | memoryview) -> bytes:

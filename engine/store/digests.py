@@ -25,10 +25,9 @@ _PAGE = 8192
 class DigestTable:
     """Digests of a disk of `size` bytes, in memory only where a cluster is not zeros."""
 
-    def __init__(self, size: int, *, cluster_bits: int = CLUSTER_BITS) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self._bits = cluster_bits
-        self.clusters = -(-size >> cluster_bits)
+        self.clusters = -(-size >> CLUSTER_BITS)
         self._pages: dict[int, bytearray] = {}
         self._zeros = bytes(_PAGE * DIGEST)
 
@@ -72,7 +71,7 @@ class DigestTable:
 
     def resized(self, size: int) -> DigestTable:
         """A copy for a disk of `size` bytes: cut, or continued with zeros."""
-        other = DigestTable(size, cluster_bits=self._bits)
+        other = DigestTable(size)
         for page, table in self._pages.items():
             count = min(_PAGE, other.clusters - page * _PAGE)
             if count > 0:
@@ -109,13 +108,13 @@ class DigestTable:
             raise from_write_error(exc, str(path)) from exc
 
     @classmethod
-    def load(cls, path: Path, size: int, *, cluster_bits: int = CLUSTER_BITS) -> DigestTable:
+    def load(cls, path: Path, size: int) -> DigestTable:
         """Reads the file of a disk of `size` bytes.
 
         Raises:
             FormatError: it is missing or has another length.
         """
-        table = cls(size, cluster_bits=cluster_bits)
+        table = cls(size)
         try:
             with path.open("rb") as file:
                 length = os.fstat(file.fileno()).st_size

@@ -10,13 +10,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from engine.store.clusters import CLUSTER, CLUSTER_BITS
 from engine.store.errors import FormatError
 
 MAGIC = 0x514649FB
 VERSION = 3
 HEADER = struct.Struct(">IIQIIQIIQQIIQQQQII")
 HEADER_LENGTH = 112
-INCOMPATIBLE_DIRTY = 1 << 0
 INCOMPATIBLE_COMPRESSION = 1 << 3
 COMPRESSION_ZSTD = 1
 EXTENSION_BACKING_FORMAT = 0xE2792ACA
@@ -27,6 +27,10 @@ READS_AS_ZEROS = 1
 OFFSET_MASK = 0x00FFFFFFFFFFFE00
 REFCOUNT_ORDER = 4
 SECTOR = 512
+TABLE_ENTRIES = CLUSTER // 8
+"""Of an L2 table, which is one cluster."""
+_LENGTH_SHIFT = 62 - (CLUSTER_BITS - 8)
+"""Where the sectors of a compressed cluster stand in its entry, above its offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +38,11 @@ class Header:
     """What a reader needs of the header. Offsets and sizes are bytes; `l1_entries` and `refcount_clusters` are counts."""
 
     size: int
-    cluster_bits: int
     l1_entries: int
     l1_offset: int
     refcount_offset: int
     refcount_clusters: int
     backing: str | None = None
-
-    @property
-    def cluster(self) -> int:
-        """Bytes of a cluster."""
-        return 1 << self.cluster_bits
-
-    @property
-    def table_entries(self) -> int:
-        """Entries of an L2 table."""
-        return self.cluster // 8
 
     def encode(self) -> bytes:
         """The header's bytes, with the backing file's name and format where there is one."""
@@ -63,7 +56,7 @@ class Header:
             VERSION,
             HEADER_LENGTH + len(extensions) if name else 0,
             len(name),
-            self.cluster_bits,
+            CLUSTER_BITS,
             self.size,
             0,  # encryption
             self.l1_entries,
@@ -97,39 +90,33 @@ class Header:
             raise FormatError(f"{what}: not a qcow2 version 3 file")
         if incompatible != INCOMPATIBLE_COMPRESSION or length < HEADER_LENGTH or data[104] != COMPRESSION_ZSTD:
             raise FormatError(f"{what}: not a cleanly closed qcow2 file with zstd compression")
-        if encryption or snapshots or order != REFCOUNT_ORDER or not 9 <= bits <= 21:
+        if encryption or snapshots or order != REFCOUNT_ORDER or bits != CLUSTER_BITS:
             raise FormatError(f"{what}: unexpected qcow2 features")
         if name_length and name_at + name_length > len(data):
             raise FormatError(f"{what}: the backing file's name lies outside the header")
         header = cls(
             size=size,
-            cluster_bits=bits,
             l1_entries=l1_entries,
             l1_offset=l1_offset,
             refcount_offset=refcount_offset,
             refcount_clusters=refcount_clusters,
             backing=data[name_at : name_at + name_length].decode(errors="replace") if name_length else None,
         )
-        if l1_offset % header.cluster or refcount_offset % header.cluster or not l1_offset or not refcount_offset:
+        if l1_offset % CLUSTER or refcount_offset % CLUSTER or not l1_offset or not refcount_offset:
             raise FormatError(f"{what}: a table is not aligned")
-        if l1_entries < -(-size // (header.cluster * header.table_entries)):
+        if l1_entries < -(-size // (CLUSTER * TABLE_ENTRIES)):
             raise FormatError(f"{what}: the L1 table is too short for a disk of {size} bytes")
         return header
 
 
-def compressed_entry(offset: int, length: int, cluster_bits: int) -> int:
+def compressed_entry(offset: int, length: int) -> int:
     """The entry of a compressed cluster: byte offset, and how many further 512-byte sectors it touches."""
     sectors = ((offset + length - 1) >> 9) - (offset >> 9)
-    return COMPRESSED | sectors << _sector_shift(cluster_bits) | offset
+    return COMPRESSED | sectors << _LENGTH_SHIFT | offset
 
 
-def compressed_range(entry: int, cluster_bits: int) -> tuple[int, int]:
+def compressed_range(entry: int) -> tuple[int, int]:
     """(offset, length) of what an entry lets one read; the frame ends somewhere in its last sector."""
-    shift = _sector_shift(cluster_bits)
-    offset = entry & ((1 << shift) - 1)
-    sectors = ((entry & ~(COPIED | COMPRESSED)) >> shift) + 1
+    offset = entry & ((1 << _LENGTH_SHIFT) - 1)
+    sectors = ((entry & ~(COPIED | COMPRESSED)) >> _LENGTH_SHIFT) + 1
     return offset, sectors * SECTOR - offset % SECTOR
-
-
-def _sector_shift(cluster_bits: int) -> int:
-    return 62 - (cluster_bits - 8)

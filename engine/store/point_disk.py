@@ -19,6 +19,7 @@ from engine.store import chain, health, locks
 from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
+from engine.store.layout import TABLE_ENTRIES
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.reader import Payload, Qcow2Reader
 from engine.store.verify import THREADS, check_clusters, matches
@@ -127,7 +128,7 @@ class PointDisk:
 
     def areas(self, most: int) -> Iterator[tuple[int, int]]:
         """(first cluster, clusters) of neighbouring areas of at most `most` clusters, without those known to be empty."""
-        per_table = self.reader.header.table_entries
+        per_table = TABLE_ENTRIES
         for begin in range(0, self.reader.clusters, per_table):
             end = min(begin + per_table, self.reader.clusters)
             if self.reader.holds(begin // per_table) or self.digests.holds(begin, end):
@@ -135,7 +136,7 @@ class PointDisk:
                     yield first, min(most, end - first)
 
     def _batch(self, reader: Qcow2Reader, first: int, count: int) -> Batch:
-        unpacker = Unpacker(cluster_bits=reader.header.cluster_bits)
+        unpacker = Unpacker()
         digests = self.digests.get(first, count)
         frames: list[bytes | memoryview] = []
         raw: list[bytes | memoryview] = []

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from engine.store import layout
 from engine.store.blocks import BLOCK, Seal
-from engine.store.clusters import Unpacker
+from engine.store.clusters import CLUSTER, Unpacker
 from engine.store.errors import FormatError
 
 _CACHED_TABLES = 16
@@ -68,7 +68,7 @@ class Qcow2Reader:
             os.close(self._fd)
             raise
         self.size = self.header.size
-        self.cluster = self.header.cluster
+        self.cluster = CLUSTER
         self.clusters = -(-self.size // self.cluster)
         self._tables: dict[int, tuple[int, ...]] = {}
 
@@ -127,7 +127,7 @@ class Qcow2Reader:
         if offset:
             if offset % self.cluster:
                 raise FormatError(f"{self.path.name}: L2 table {index} is not aligned")
-            entries = struct.unpack(f">{self.header.table_entries}Q", self.pread(offset, self.cluster))
+            entries = struct.unpack(f">{layout.TABLE_ENTRIES}Q", self.pread(offset, self.cluster))
         tables = self._tables if len(self._tables) < _CACHED_TABLES else {}
         tables[index] = entries
         self._tables = tables
@@ -135,14 +135,14 @@ class Qcow2Reader:
 
     def entry(self, cluster: int) -> int:
         """The L2 entry of a cluster; 0 when it is unallocated."""
-        table = self.table(cluster // self.header.table_entries)
-        return table[cluster % self.header.table_entries] if table else 0
+        table = self.table(cluster // layout.TABLE_ENTRIES)
+        return table[cluster % layout.TABLE_ENTRIES] if table else 0
 
     def find_own(self, cluster: int) -> Stored | None:
         """Where this very file holds a cluster's bytes; None when it holds none."""
         entry = self.entry(cluster)
         if entry & layout.COMPRESSED:
-            offset, length = layout.compressed_range(entry, self.header.cluster_bits)
+            offset, length = layout.compressed_range(entry)
             return Stored(offset, min(length, self.length - offset), True)
         if entry & layout.READS_AS_ZEROS or not entry & layout.OFFSET_MASK:
             return None
@@ -198,7 +198,7 @@ class Qcow2Reader:
 
     def allocated(self) -> Iterator[int]:
         """Numbers of the clusters that some file of the chain holds, ascending."""
-        per_table = self.header.table_entries
+        per_table = layout.TABLE_ENTRIES
         for index in range(-(-self.clusters // per_table)):
             if not self.holds(index):
                 continue

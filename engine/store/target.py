@@ -21,7 +21,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.store import blocks, durable
 from engine.store.chain import backing_name
-from engine.store.clusters import CLUSTER_BITS, DIGEST, Packer, Unpacker, check_batch
+from engine.store.clusters import DIGEST, Packer, Unpacker, check_batch
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError
 from engine.store.point_disk import PointDisk
@@ -176,7 +176,7 @@ class TargetDisk:
         last = writer.clusters - 1
         if parent is None or self.size >= parent.size or self.size % writer.cluster == 0 or writer.holds(last):
             return
-        data = parent.cluster(last, Unpacker(cluster_bits=CLUSTER_BITS))
+        data = parent.cluster(last, Unpacker())
         batch = Packer().pack(last, memoryview(data or bytes(writer.cluster))[: self.size % writer.cluster])
         sent = self._sent
         self._sent = DigestTable(self.size)  # the source did not send this one

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.store import layout
 from engine.store.clusters import DIGEST, ZERO_DIGEST, Unpacker, check
 from engine.store.digests import DigestTable
-from engine.store.errors import Damaged, FormatError
+from engine.store.errors import FormatError
 from engine.store.reader import Qcow2Reader
 
 THREADS = min(8, max(2, os.cpu_count() or 2))
@@ -72,12 +72,6 @@ def verify_disk(
         return report
 
 
-def require_intact(report: Report, *, point: str, disk: str) -> None:
-    """Raises `Damaged` naming point, disk and offsets unless the report is clean."""
-    if not report.intact:
-        raise Damaged(f"restore point {point}, {disk}: {report.describe()}")
-
-
 def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = THREADS) -> Report:
     """Checks the bytes of every cluster of the disk against its digest; the tables are taken as they are."""
     report = Report(clusters=reader.clusters, cluster=reader.cluster)
@@ -86,7 +80,7 @@ def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = TH
         return report
 
     def one(first: int) -> tuple[int, list[int]]:
-        unpacker = Unpacker(cluster_bits=reader.header.cluster_bits)
+        unpacker = Unpacker()
         held, bad = 0, []
         digests = table.get(first, min(_RANGE, table.clusters - first))
         for at in range(0, len(digests), DIGEST):
@@ -154,7 +148,7 @@ def walk(reader: Qcow2Reader) -> list[str]:
 
 def _extent(entry: int, reader: Qcow2Reader) -> tuple[int, int]:
     if entry & layout.COMPRESSED:
-        offset, length = layout.compressed_range(entry, reader.header.cluster_bits)
+        offset, length = layout.compressed_range(entry)
         return offset, min(length, reader.length - offset)
     return entry & layout.OFFSET_MASK, reader.cluster
 
@@ -178,7 +172,7 @@ def _stored_refcounts(reader: Qcow2Reader, counts: array[int], problems: list[st
 
 
 def _ranges(reader: Qcow2Reader, table: DigestTable) -> Iterator[int]:
-    per_table = reader.header.table_entries
+    per_table = layout.TABLE_ENTRIES
     for index in range(-(-reader.clusters // per_table)):
         begin, end = index * per_table, min((index + 1) * per_table, reader.clusters)
         if reader.holds(index) or table.holds(begin, end):

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from engine.errors import InputError
 from engine.store import layout
-from engine.store.clusters import CLUSTER_BITS
+from engine.store.clusters import CLUSTER, CLUSTER_BITS
 from engine.store.errors import FormatError
 from engine.store.segments import SEGMENT, SegmentWriter
 
@@ -33,7 +33,6 @@ class Qcow2Writer:
         path: Path,
         size: int,
         *,
-        cluster_bits: int = CLUSTER_BITS,
         backing: str | None = None,
         segment: int = SEGMENT,
     ) -> None:
@@ -42,10 +41,8 @@ class Qcow2Writer:
         self.path = path
         self.size = size
         self.backing = backing
-        self.cluster_bits = cluster_bits
-        self.cluster = 1 << cluster_bits
-        self.clusters = -(-size >> cluster_bits)
-        self._entries = self.cluster // 8
+        self.cluster = CLUSTER
+        self.clusters = -(-size >> CLUSTER_BITS)
         self._tables: dict[int, array[int]] = {}
         self._refcounts: array[int] = array("H", [1])
         self._out = SegmentWriter(path, start=self.cluster, segment=segment)
@@ -77,8 +74,8 @@ class Qcow2Writer:
 
     def holds(self, cluster: int) -> bool:
         """Whether the file names that cluster already."""
-        table = self._tables.get(cluster // self._entries)
-        return bool(table and table[cluster % self._entries])
+        table = self._tables.get(cluster // layout.TABLE_ENTRIES)
+        return bool(table and table[cluster % layout.TABLE_ENTRIES])
 
     def add(self, first: int, lengths: Sequence[int], payload: memoryview) -> list[int]:
         """Appends a batch (see `engine.store.clusters`): zstd frames first, raw clusters after them.
@@ -98,9 +95,9 @@ class Qcow2Writer:
         frames = 0
         for position, length in enumerate(lengths):
             if 0 < length < self.cluster:
-                self._map(first + position, layout.compressed_entry(at, length, self.cluster_bits))
+                self._map(first + position, layout.compressed_entry(at, length))
                 places[position] = at
-                self._count((at >> 9 << 9) >> self.cluster_bits, ((at + length - 1) >> self.cluster_bits) + 1)
+                self._count((at >> 9 << 9) >> CLUSTER_BITS, ((at + length - 1) >> CLUSTER_BITS) + 1)
                 at += length
                 frames += length
             elif length == 0 and self.backing:
@@ -113,7 +110,7 @@ class Qcow2Writer:
                 if length == self.cluster:
                     self._map(first + position, layout.COPIED | at)
                     places[position] = at
-                    self._count(at >> self.cluster_bits, (at >> self.cluster_bits) + 1)
+                    self._count(at >> CLUSTER_BITS, (at >> CLUSTER_BITS) + 1)
                     at += self.cluster
             self._out.append(payload[frames:])
         return places
@@ -121,7 +118,7 @@ class Qcow2Writer:
     def finish(self) -> int:
         """Writes the tables, then the header, and syncs; returns the file's length in bytes."""
         self._out.pad(self.cluster)
-        tables = max(1, -(-self.clusters // self._entries))
+        tables = max(1, -(-self.clusters // layout.TABLE_ENTRIES))
         l1 = array("Q", bytes(8 * tables))
         for index in sorted(self._tables):
             table = self._tables[index]
@@ -135,7 +132,6 @@ class Qcow2Writer:
         length = self._out.finish()
         header = layout.Header(
             size=self.size,
-            cluster_bits=self.cluster_bits,
             l1_entries=tables,
             l1_offset=l1_offset,
             refcount_offset=refcount_offset,
@@ -151,10 +147,10 @@ class Qcow2Writer:
         self._out.close()
 
     def _map(self, cluster: int, entry: int) -> None:
-        index, at = divmod(cluster, self._entries)
+        index, at = divmod(cluster, layout.TABLE_ENTRIES)
         table = self._tables.get(index)
         if table is None:
-            table = self._tables[index] = array("Q", bytes(8 * self._entries))
+            table = self._tables[index] = array("Q", bytes(8 * layout.TABLE_ENTRIES))
         if table[at]:
             raise FormatError(f"{self.path.name}: cluster {cluster} was sent twice")
         table[at] = entry
@@ -168,12 +164,12 @@ class Qcow2Writer:
 
     def _allocate(self, clusters: int) -> int:
         offset = self._out.position
-        self._count(offset >> self.cluster_bits, (offset >> self.cluster_bits) + clusters)
+        self._count(offset >> CLUSTER_BITS, (offset >> CLUSTER_BITS) + clusters)
         return offset
 
     def _write_refcounts(self) -> tuple[int, int]:
         per_block = self.cluster // 2
-        used = self._out.position >> self.cluster_bits
+        used = self._out.position >> CLUSTER_BITS
         blocks = table = 1
         while True:  # the refcounts' own clusters are counted too
             need = -(-(used + blocks + table) // per_block)
