@@ -2,7 +2,6 @@
 """Methods about the restore points of the repositories; each asks their Transport Services.
 
 points.list {}   points.verify {point?, vm?, deep?}   points.prune {count?, days?, vm?, job?}   points.import {folder, repository?}
-restore.intact {point, vm?} → {text}: what of that VM can be restored, every byte read
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ class RepositoryPoints:
             "points.verify": self._verify,
             "points.prune": self._prune,
             "points.import": self._import,
-            "restore.intact": self._intact,
         }
 
     def knows(self, method: str) -> bool:
@@ -62,11 +60,6 @@ class RepositoryPoints:
             return await points.every(self._config, events, servers)
         finally:
             events.close()
-
-    async def _intact(self, call: Call) -> dict[str, Any]:
-        async with self._point(call) as found:
-            work = points.what_is_intact(found.transport, str(found.point["vm"]))
-            return {"text": await _alive(call, work)}
 
     async def _verify(self, call: Call) -> dict[str, Any]:
         point, vm = call.param("point", default=None), call.param("vm", default=None)

@@ -122,7 +122,7 @@ class Health:
         disks = next((p.intact_disks for p in self.points if p.point == point), [])
         points = [p.point for p in self.points if p.intact and p.point != point]
         whole = f"intact disks of this point: {', '.join(map(str, disks)) or 'none'}"
-        return f"{found}; {whole}; intact restore points of {vm}: {', '.join(points) or 'none'}"
+        return f"{found}; {whole}; other intact points of {vm} in this job: {', '.join(points) or 'none'}"
 
 
 def of_vm(folder: Path, *, only: str | None = None, deep: bool = False) -> Health:

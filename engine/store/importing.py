@@ -54,7 +54,7 @@ def import_points(points: Points, source: Path) -> Imported:
     folders = {path for level in _LEVELS for path in (source.glob(level) if level else [source])}
     found = sorted(path for path in folders if path.is_dir() and POINT_ID.fullmatch(path.name))
     if not found:
-        raise PointNotFound(f"{source}: there is no restore point in it")
+        raise PointNotFound(f"{source}: there is no restore point in it", next="Name a repository, or a part of one.")
     result = Imported()
     for folder in sorted(found, key=lambda path: (_depth(path), path.name)):
         try:

@@ -28,6 +28,8 @@ from lab.realise.folders import LabFolder
 
 app = typer.Typer(invoke_without_command=True)
 
+DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+
 Vm = Annotated[str | None, typer.Option("--vm", help="Points of this VM only.")]
 
 
@@ -124,10 +126,17 @@ def verify(
     out.document("points-verify/1", {**evidence, "intact": intact, "points": found, "exit_code": code})
     out.table(
         ("point", "VM", "intact", "disks that can be restored", "repository"),
-        ((p["point"], p["vm"], p["intact"], ", ".join(map(str, p["intact_disks"])), p["repository"]) for p in found),
+        (
+            (p["point"], p["vm"], _yes(p["intact"]), ", ".join(map(str, p["intact_disks"])), p["repository"])
+            for p in found
+        ),
     )
     for damage in (d for p in found for d in p["damage"]):
         out.text(f"[red]damaged[/] {escape(str(damage['text']))}")
+    if not intact and all(p["intact"] for p in found):
+        out.text(
+            "Every one of these points can still be restored: what is damaged is not needed for it, or can be made up for."
+        )
     raise typer.Exit(code)
 
 
@@ -138,11 +147,23 @@ def prune(
     days: Annotated[int | None, typer.Option("--days", min=1, help="Keep points not older than N days.")] = None,
     vm: Vm = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(
+            "--as-of", metavar="DATE", formats=DATES, help="With --dry-run: as if it were that day, or time (UTC)."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Remove old restore points; those that others stand on are merged into them before."""
+    """Remove old restore points; those that others stand on are merged into them before. The newest of a VM always stays.
+
+    With --count and --days a point goes when both let it go.
+    """
     policy = retention.Policy(count, days)
-    out, lab, now = Out(json), any_lab(context), datetime.now(UTC)
+    if as_of is not None and not dry:
+        raise InputError("--as-of needs --dry-run", next="Points go by the real time only; nothing was removed.")
+    out, lab = Out(json), any_lab(context)
+    now = datetime.now(UTC) if as_of is None else as_of.replace(tzinfo=UTC)
     done: list[dict[str, Any]] = []
     codes: list[int] = []
     evidence: dict[str, Any] = {}
@@ -168,7 +189,8 @@ def prune(
     if vm is not None and not done:
         raise PointUnknown(f"there is no restore point of {vm}")
     code = combine(*codes)
-    out.document("points-prune/1", {**evidence, "dry_run": dry, "vms": done, "exit_code": code})
+    supposed = None if as_of is None else now.isoformat()
+    out.document("points-prune/1", {**evidence, "dry_run": dry, "as_of": supposed, "vms": done, "exit_code": code})
     out.table(
         ("VM", "job", "would be merged" if dry else "merged", "would go" if dry else "removed", "repository", "error"),
         (
@@ -233,6 +255,10 @@ def _host_of(lab: LabFolder, folder: Path) -> str:
 
 def _health(host: str, found: health.Health) -> list[dict[str, Any]]:
     return [{"repository": host, **point.to_dict()} for point in found.points]
+
+
+def _yes(state: bool) -> str:
+    return "yes" if state else "no"
 
 
 def _words(error: dict[str, Any] | None) -> str:

@@ -102,7 +102,7 @@ def test_what_is_intact(made: list[Path], tmp_path: Path) -> None:
             content_of(made[0], tmp_path / "out")
         text = caught.value.message
         assert f"refused at offset {cluster * CLUSTER}" in text
-        assert "; intact restore points of vm1: " in text and text.endswith(point_id(2))
+        assert "; other intact points of vm1 in this job: " in text and text.endswith(point_id(2))
         assert "disk 2000: disk-2000.qcow2 at offset" in text
         assert found.points[0].to_dict()["broken_disks"][0]["lost"]
     finally:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,48 @@ def test_prune_keeps_the_newest_and_its_content(down: Down) -> None:
     assert down("points", "verify")[0] == 0
 
 
+def test_a_dry_run_supposes_another_day(down: Down) -> None:
+    """Days pass without waiting: what goes is what is older than so many days at that time, and nothing was changed."""
+    points = [folder.name for folder in down.chain()]
+    made = datetime.strptime(points[0][:15], "%Y%m%dT%H%M%S")
+
+    def planned(at: datetime, *options: str) -> dict[str, Any]:
+        argv = ("points", "prune", "--days", "7", *options, "--dry-run", "--as-of", at.isoformat())
+        code, document = down(*argv)
+        assert code == 0 and document["as_of"] == at.replace(tzinfo=UTC).isoformat()
+        (one,) = document["vms"]
+        return dict(one)
+
+    week, hour = timedelta(days=7), timedelta(hours=1)
+    assert planned(made + week)["removals"] == []
+    late = planned(made + week + hour / 2)
+    assert (late["merges"], late["removals"]) == ([points[1]], [points[0]])
+    assert planned(made + 9 * week)["removals"] == [points[1], points[0]], "the newest stays"
+    assert planned(made + 9 * week, "--count", "2")["removals"] == [points[0]], "both rules must let it go"
+    assert len(down("points")[1]["points"]) == 3
+
+
+def test_damage_that_does_no_harm_is_said_to_do_none(down: Down) -> None:
+    *_, last = down.chain()
+
+    def zero(name: str) -> None:
+        (last / name).chmod(0o600)
+        (last / name).write_bytes(bytes((last / name).stat().st_size))
+
+    zero("disk-2000.blocks")
+    code, text = down.text("points", "verify")
+    assert code == 1 and "damaged" in text and "can still be restored" in text
+    zero("disk-2000.digests")
+    code, text = down.text("points", "verify")
+    assert code == 1 and "damaged" in text and "can still be restored" not in text
+
+
 @pytest.mark.parametrize(
     "argv",
     [
         ("points", "prune"),
+        ("points", "prune", "--count", "1", "--as-of", "2026-01-01"),
+        ("points", "prune", "--count", "1", "--dry-run", "--as-of", "soon"),
         ("points", "prune", "--count", "0"),
         ("points", "prune", "--days", "-1"),
         ("points", "prune", "--count", "two"),
