@@ -16,11 +16,13 @@ import argparse
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from engine.errors import InputError
+from engine.model.infrastructure import Direction
+from engine.modes.names import JobMode
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
 ROLES = {"proxies": "proxy", "repositories": "repository"}
@@ -54,9 +56,11 @@ def add_job_verbs(job: Any) -> None:
         parser = job.add_parser(action, help=text)
         parser.add_argument("name")
         parser.add_argument("--vm", dest="vms", action="append", required=action == "create", help="a VM; repeatable")
-        for option in ("vcenter", "mode", "pre-freeze", "post-thaw"):
-            parser.add_argument(f"--{option}")
-        parser.add_argument("--data-direction", dest="direction")
+        parser.add_argument("--vcenter", help="where its VMs are (default: the first, by name)")
+        parser.add_argument("--mode", help=f"transport mode: {', '.join(get_args(JobMode))}")
+        parser.add_argument("--pre-freeze", metavar="FILE", help="script on the backup server, run in the guest")
+        parser.add_argument("--post-thaw", metavar="FILE", help="its counterpart")
+        parser.add_argument("--data-direction", dest="direction", help=" or ".join(get_args(Direction)))
         parser.add_argument("--direction", dest="direction", help=argparse.SUPPRESS)  # its earlier name
         parser.add_argument("--guest-processing", action=argparse.BooleanOptionalAction)
         parser.add_argument("--failover", action=argparse.BooleanOptionalAction, help="SAN and HotAdd to Network mode")
@@ -64,9 +68,10 @@ def add_job_verbs(job: Any) -> None:
         parser.add_argument("--keep-points", type=int, help="retention: the newest points of each VM")
         parser.add_argument("--keep-days", type=int, help="retention: the points of so many days")
         parser.add_argument("--throttle", type=int, help="bytes a second")
-        parser.add_argument("--compression-level", type=int)
+        parser.add_argument("--compression-level", type=int, help="of zstd, 1 to 19")
         parser.add_argument("--snapshot-timeout", type=float, help="seconds")
-        parser.add_argument("--set", dest="sets", action="append", default=[], metavar="FIELD=VALUE")
+        every = "any field that `job show` names: rules.workers=4; retention=null keeps every point again"
+        parser.add_argument("--set", dest="sets", action="append", default=[], metavar="FIELD=VALUE", help=every)
     for action, text in (
         ("delete", "remove a job made in a console"),
         ("enable", "let a job start"),

@@ -22,7 +22,7 @@ from engine.errors import InputError
 from engine.model.connect import Sessions
 from engine.model.infrastructure import Job
 from engine.model.schedule import Schedule, due, from_ns, to_ns
-from engine.model.tables import JobRow, VCenterRow
+from engine.model.tables import JobRow, VCenterRow, VmRow
 
 FILE, CONSOLE = "file", "console"
 NEXT_RUNS = 3
@@ -47,6 +47,13 @@ class JobOfTheFile(InputError):
 
     code = "job.of-the-file"
     advice = "Remove it from the infrastructure file and run `infra rescan`, or switch it off with `job disable`."
+
+
+class VmUnknown(InputError):
+    """A job names a VM that the last rescan did not see."""
+
+    code = "job.vm-unknown"
+    advice = "`infra show` lists the VMs; run `infra rescan` when it is new. Nothing was changed."
 
 
 class JobDisabled(InputError):
@@ -83,6 +90,7 @@ class JobBook:
             job = self._validated(session, settings)
             if session.get(JobRow, job.name) is not None:
                 raise JobExists(f"a job with the name {job.name} exists")
+            self._check_vms(session, job, job.vms)
             row = JobRow(name=job.name, settings=job.model_dump(mode="json"), origin=CONSOLE, enabled=True)
             session.add(row)
             return _shown(row)
@@ -99,7 +107,9 @@ class JobBook:
             for key, value in changes.items():
                 inner = merged.get(key)
                 merged[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
-            row.settings = self._validated(session, merged).model_dump(mode="json")
+            job = self._validated(session, merged)
+            self._check_vms(session, job, [vm for vm in job.vms if vm not in row.settings["vms"]])
+            row.settings = job.model_dump(mode="json")
             row.origin = CONSOLE
             return _shown(row)
 
@@ -155,6 +165,14 @@ class JobBook:
             rows = session.scalars(select(JobRow).where(JobRow.schedule.is_not(None))).all()
             coming = [Schedule.model_validate(r.schedule).next(now) for r in rows if r.enabled and r.schedule]
         return min((c for c in coming if c is not None), default=None)
+
+    @staticmethod
+    def _check_vms(session: Session, job: Job, vms: list[str]) -> None:
+        """New VMs of a job are in the inventory, as far as one has been read. Raises VmUnknown."""
+        vcenter = job.vcenter or session.scalar(select(VCenterRow.name).order_by(VCenterRow.name))
+        known = set(session.scalars(select(VmRow.name).where(VmRow.vcenter == vcenter)))
+        if known and (unknown := [vm for vm in vms if vm not in known]):
+            raise VmUnknown(f"job {job.name}: {vcenter} has no VM {', '.join(unknown)}")
 
     @staticmethod
     def _validated(session: Session, settings: dict[str, Any]) -> Job:

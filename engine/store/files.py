@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engine.errors import InputError
 from engine.store.errors import FormatError
 from engine.store.ext4 import Ext4, Inode, NoFileSystem, Readable
 from engine.store.sparse import TargetFile
@@ -24,6 +25,13 @@ from engine.store.view import DiskView
 
 _DEEPEST = 200
 _SECTOR = 512
+
+
+class PartitionUnknown(InputError):
+    """The disk has no such partition."""
+
+    code = "files.partition"
+    advice = "Name one of those, or none when the disk has no partitions."
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +217,7 @@ def open_system(disk: Readable, partition: int | None = None) -> Ext4:
         starts = [start for number, start in found if number == partition]
         if not starts:
             known = ", ".join(str(number) for number, _ in found) or "none"
-            raise NoFileSystem(f"there is no partition {partition} (there are: {known})")
+            raise PartitionUnknown(f"there is no partition {partition} (there are: {known})")
         return Ext4(disk, starts[0])
     systems: list[Ext4] = []
     for _, start in found:

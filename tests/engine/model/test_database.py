@@ -14,6 +14,7 @@ from engine.errors import InputError
 from engine.model import infrastructure
 from engine.model.connect import DatabaseUrl
 from engine.model.database import Database, DatabaseFailed, JobUnknown, NothingKnown
+from engine.model.jobs import VmUnknown
 from engine.model.secrets import SecretBox, SecretsUnreadable
 from engine.vsphere import Disk, GuestInfo, VmInfo
 
@@ -60,6 +61,21 @@ def test_rescan_and_inputs_of_a_job(database: Database, tmp_path: Path) -> None:
     assert found["job"]["guest"]["enabled"] is False and Path(found["job"]["guest"]["pre_freeze"]).exists()
     with pytest.raises(JobUnknown):
         database.job("other")
+
+
+def test_a_job_takes_only_vms_that_the_inventory_has_once_it_is_known(database: Database, tmp_path: Path) -> None:
+    database.store_infrastructure(load(tmp_path))
+    database.job_book.create({"name": "early", "vms": ["not-read-yet"]})
+    database.store_inventory("vcenter", None, [VM])
+    with pytest.raises(VmUnknown, match="vcenter has no VM typo"):
+        database.job_book.create({"name": "late", "vms": ["linux-vm", "typo"]})
+    with pytest.raises(VmUnknown, match="typo"):
+        database.job_book.edit("demo", {"vms": ["linux-vm", "typo"]})
+    assert [job["name"] for job in database.jobs()] == ["demo", "early"]
+    assert database.job_book.show("demo")["vms"] == ["linux-vm", "gone-vm"]
+    database.job_book.create({"name": "late", "vms": ["linux-vm"]})
+    edited = database.job_book.edit("demo", {"vms": ["gone-vm"], "mode": "nbd"})
+    assert edited["vms"] == ["gone-vm"], "a VM that left vCenter does not keep its job from being changed"
 
 
 def test_second_rescan_keeps_what_was_learned(database: Database, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_data_survives_down_and_up(target: Target, tmp_path: Path) -> None:
     database.store_infrastructure(load(tmp_path))
     database.store_inventory("vcenter", None, [VM])
     database.begin_session("s1", "job", "demo")
-    database.job_book.create({"name": "mine", "vms": ["a"]})
+    database.job_book.create({"name": "mine", "vms": ["linux-vm"]})
     database.job_book.schedule("demo", {"cron": "0 22 * * *"})
     database.server_book.limit("proxy-1", 1)
     database.tokens.issue("t", 1)
