@@ -13,9 +13,24 @@ Concepts
     visible         the folder has its final name. That is one rename, after verification and after everything is synced.
     lock            flock on the VM's folder: held shared by every reader, exclusive for the instants that change visible points.
 
-Modules: `durable` (system calls), `segments` (streaming file), `clusters` (cut, hash, compress), `layout`, `writer`,
-`reader` (qcow2), `readback` (verification while writing), `digests`, `blocks`, `manifest`, `chain`, `checks`, `locks`, `target`
-(one disk in the making), `points` (begin, commit, abort, list), `space`, `merge`, `retention`, `importing`, `verify` (one
-file), `health` (all files, what is intact), `point_disk` (a disk of a visible point), `restore` (to a sparse file), `view`
-(random reads), `ext4`, `files`.
+The way of a block in, from the data link to the durable, verified point:
+    `points`        begins the point in a hidden folder, with room kept for it (`space`) and the chain locked (`locks`); the
+                    folder must be the repository that it was (`marker`).
+    `clusters`      what comes over the link: a batch of clusters, each with its digest, compressed where it was read.
+    `target`        one disk in the making takes the batch, notes its digests (`digests`) and passes it to
+    `writer`        which appends it to a qcow2 file (`layout`: the format), and to
+    `segments`      the thread that writes whole segments past the page cache.
+    `readback`      reads it from the device again, expands it and compares it with its digest, while the stream goes on.
+    `verify`        then walks the tables of the finished file; `digests` and `blocks` (digests of the files) are written.
+    `checks`        binds files, `manifest` and parent together; `durable` syncs; `points` renames: the point is visible.
+
+The way out, from the point to whoever asks:
+    `point_disk`    opens a disk of a visible point, locked against merging: its manifests and files as a `chain`, and
+    `reader`        finds a cluster in whichever file of the chain holds it, checked against the digests of the file's blocks.
+    `point_disk`    then gives batches as they are stored, or single clusters, expanded and compared with their digests.
+    `view`          reads at any offset (single files, instant recovery); `restore` writes the disk to a `sparse` file.
+    `files`         reads single files: `ext4` out of the clusters of a view.
+
+What else happens to points: `merge` turns a chain into a synthetic full, which `retention` asks for before points go; `importing`
+takes points from elsewhere; `health` says what is damaged and what can be restored all the same.
 """

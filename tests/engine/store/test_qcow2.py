@@ -236,6 +236,13 @@ def test_without_finish_it_is_no_qcow2(tmp_path: Path) -> None:
         Qcow2Reader(path)
 
 
+def test_clusters_of_another_size_are_refused(tmp_path: Path) -> None:
+    path, options = tmp_path / "disk.qcow2", "cluster_size=128k,compression_type=zstd"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, "1M"], check=True)
+    with pytest.raises(FormatError, match="unexpected qcow2 features"):
+        Qcow2Reader(path)
+
+
 @given(st.binary(max_size=200), st.integers(0, 111), st.integers(0, 255))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reader_against_noise(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int, value: int) -> None:
