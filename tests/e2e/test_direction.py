@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e import harness
 from tests.e2e.harness import Document, Lab
+from tests.e2e.test_incrementals import at_vcenter
+from tests.e2e.test_restore import assert_equals, destroyed, judged, record_of
 
 FORWARD, REVERSE = "proxy-to-repository", "repository-to-proxy"
 
@@ -67,6 +69,33 @@ def test_the_reverse_policy_carries_the_reverse_direction_alone(reverse: Lab, tm
     argv = ("restore", point["point"], "--vm", "files-vm", "--disk", "2", "--to", str(tmp_path / "disk"), "--compare")
     assert reverse.done(*argv)["comparison"]["equal"]
     assert_data(reverse, FORWARD, works=False)
+
+
+@pytest.mark.parametrize("mode", ["nbdssl", "hotadd"])
+def test_a_vm_is_restored_in_the_reverse_direction(reverse: Lab, mode: str, tmp_path: Path) -> None:
+    points = [p for p in reverse.points() if p["vm"] == "files-vm"]
+    if not points:
+        reverse.job("--data-direction", REVERSE, code=0)
+        points = [p for p in reverse.points() if p["vm"] == "files-vm"]
+    name, point = f"reverse-{mode}", points[-1]
+    argv = ("--vm", "files-vm", "--name", name, "--mode", mode, "--no-failover", "--data-direction", REVERSE)
+    with destroyed(reverse, name):
+        document = reverse.done("restore", "vm", point["point"], *argv)
+        assert (document["result"], document["direction"]) == ("success", REVERSE)
+        assert [d["mode"] for d in document["disks"]] == [mode] * 2
+        run = judged(document)
+        data = run.attempts("D2")
+        assert {(f["initiator"], f["verdict"]) for f in data} == {("repository-1", "allowed")}
+        assert len(data) == 2, "one data connection a disk"
+        assert run.attempts("D1") == []
+        sent = sum(disk["sent"] for disk in document["disks"])
+        assert sum(f["payload_sent"] for f in data) > sent > 0, "the disks went over it, from the repository"
+        made = at_vcenter(reverse, "show")[name]
+        for disk, kept in zip(made["disks"], point["disks"], strict=True):
+            assert_equals(reverse, disk["path"], record_of(reverse, point, kept["key"]), tmp_path)
+        answer = reverse("restore", "vm", point["point"], *argv)
+        assert (answer.code, answer.error["code"]) == (2, "restore.vm-exists")
+        assert name in at_vcenter(reverse, "show"), "the VM that has the name is left alone"
 
 
 def test_one_live_rule_turns_it(drill: Lab) -> None:
