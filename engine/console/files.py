@@ -13,11 +13,11 @@ from typing import Any
 from engine.console.links import over_link
 from engine.dialer import Connection
 from engine.events import EventLog
+from engine.filesystem import files
 from engine.mover import datalink
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol
 from engine.mover.read_pipeline import MOST
-from engine.restore import files
 from engine.rpc.identity import Identity
 from engine.store.clusters import CLUSTER
 from engine.store.view import CACHED, pieces
@@ -67,7 +67,7 @@ async def fetch(
     expect: str,
     events: EventLog,
 ) -> list[dict[str, Any]]:
-    """What became of each path (`engine.restore.files`); the connection is closed at the end.
+    """What became of each path (`engine.filesystem.files`); the connection is closed at the end.
 
     Raises:
         NoFileSystem, RemoteError, TlsFailed, DataLinkSilent, DataLinkCut.

@@ -28,8 +28,8 @@ The way out, from the point to whoever asks:
     `point_disk`    opens a disk of a visible point, locked against merging: its manifests and files as a `chain`, and
     `reader`        finds a cluster in whichever file of the chain holds it, checked against the digests of the file's blocks.
     `point_disk`    then gives batches as they are stored, or single clusters, expanded and compared with their digests.
-    `view`          reads at any offset (single files, instant recovery); `restore` writes the disk to a `sparse` file.
-    `files`         reads single files: `ext4` out of the clusters of a view.
+    `view`          reads at any offset, for single files (`engine.filesystem`) and instant recovery; `restore` writes the disk to
+                    a `sparse` file.
 
 What else happens to points: `merge` turns a chain into a synthetic full, which `retention` asks for before points go; `importing`
 takes points from elsewhere; `health` says what is damaged and what can be restored all the same.

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from engine.console.__main__ import exit_code
 from engine.console.commands import TargetExists
 from engine.errors import InputError, VadplabError
-from engine.restore import files
+from engine.filesystem import files
 from engine.restore.points import DiskUnknown
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.point_disk import PointDisk

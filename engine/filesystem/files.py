@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Single files out of a disk of a restore point, without mounting anything and without root.
+"""Files of a disk, listed or written into a folder.
 
-Only the clusters that are needed are read, each checked against its digest. What is written stays below the target folder
-whatever names and links the disk holds: folders are entered by descriptor, no link is followed, nothing is overwritten.
+What is written stays below the target folder whatever names and links the disk holds: folders are entered by descriptor, no link
+is followed, nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -10,28 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from engine.errors import InputError
-from engine.store.errors import FormatError
-from engine.store.ext4 import Ext4, Inode, NoFileSystem, Readable
+from engine.errors import InputError, RemoteError
+from engine.filesystem.ext4 import Inode, Readable
+from engine.filesystem.partitions import open_system
+from engine.store.errors import FormatError, StoreError
 from engine.store.sparse import TargetFile
-from engine.store.view import DiskView
 
 _DEEPEST = 200
-_SECTOR = 512
-
-
-class PartitionUnknown(InputError):
-    """The disk has no such partition."""
-
-    code = "files.partition"
-    advice = "Name one of those, or none when the disk has no partitions."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +65,7 @@ class Extracted:
 class DiskFiles:
     """The files of a disk, which may be read here or by a Data Mover elsewhere.
 
-    Args:
-        partition: 1, 2, …, None: the file system on the bare disk, or on its only Linux partition.
-
-    Raises:
-        NoFileSystem, and what reading the disk raises.
+    Args, Raises: as `engine.filesystem.partitions.open_system`.
     """
 
     def __init__(self, disk: Readable, *, partition: int | None = None) -> None:
@@ -181,77 +167,27 @@ class DiskFiles:
             self._write(self.system.inode(number), name, fd, f"{path}/{name}", done, above | {inode.number})
 
 
-class PointFiles(DiskFiles):
-    """The files of one disk of the point in `folder`; its chain is locked against merging until `close`.
+def fetch(disk: Readable, paths: Iterable[str], to: Path | None, partition: int | None = None) -> list[dict[str, Any]]:
+    """What became of each path: `{path, error, entries}` (without `to`), or what was written. Blocking.
+
+    A path that is not there, is damaged or cannot be written has its error; the others go on.
 
     Raises:
-        As `PointDisk`; NoFileSystem.
+        NoFileSystem; what ends the reading of the disk altogether.
     """
-
-    def __init__(self, folder: Path, key: int, *, partition: int | None = None) -> None:
-        self._view = DiskView(folder, key)
+    files = DiskFiles(disk, partition=partition)
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        one: dict[str, Any] = {"path": path, "error": None}
         try:
-            super().__init__(self._view, partition=partition)
-        except BaseException:
-            self._view.close()
-            raise
-
-    def __enter__(self) -> PointFiles:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the disk and unlocks its chain."""
-        self._view.close()
-
-
-def open_system(disk: Readable, partition: int | None = None) -> Ext4:
-    """The file system of a disk: on its bare sectors, or in a partition (see `DiskFiles`). Raises NoFileSystem."""
-    if partition is None:
-        with contextlib.suppress(NoFileSystem):
-            return Ext4(disk)
-    found = list(partitions(disk))
-    if partition is not None:
-        starts = [start for number, start in found if number == partition]
-        if not starts:
-            known = ", ".join(str(number) for number, _ in found) or "none"
-            raise PartitionUnknown(f"there is no partition {partition} (there are: {known})")
-        return Ext4(disk, starts[0])
-    systems: list[Ext4] = []
-    for _, start in found:
-        with contextlib.suppress(NoFileSystem):
-            systems.append(Ext4(disk, start))
-    if len(systems) != 1:
-        raise NoFileSystem(
-            "the disk holds no ext2, ext3 or ext4 file system" if not systems else "name one of its partitions"
-        )
-    return systems[0]
-
-
-def partitions(disk: Readable) -> Iterator[tuple[int, int]]:
-    """(number, offset in bytes) of a disk's partitions: GPT, or the four primary ones of an MBR."""
-    first = disk.read(0, 2 * _SECTOR)
-    if len(first) < 2 * _SECTOR or first[510:512] != b"\x55\xaa":
-        return
-    if first[_SECTOR : _SECTOR + 8] == b"EFI PART":
-        (lba,), (count, size) = (
-            struct.unpack_from("<Q", first, _SECTOR + 72),
-            struct.unpack_from("<II", first, _SECTOR + 80),
-        )
-        if size < 128 or count > 1024:
-            return
-        table = disk.read(lba * _SECTOR, count * size)
-        for number in range(min(count, len(table) // size)):
-            entry = table[number * size : (number + 1) * size]
-            if entry[:16] != bytes(16):
-                yield number + 1, struct.unpack_from("<Q", entry, 32)[0] * _SECTOR
-        return
-    for number in range(4):
-        entry = first[446 + number * 16 : 462 + number * 16]
-        if entry[4]:
-            yield number + 1, struct.unpack_from("<I", entry, 8)[0] * _SECTOR
+            if to is None:
+                one["entries"] = [entry.to_dict() for entry in files.list(path)]
+            else:
+                one |= files.extract(path, to).to_dict()
+        except (InputError, RemoteError, StoreError) as exc:
+            one["error"] = exc.to_dict()
+        found.append(one)
+    return found
 
 
 def _shown(text: str) -> str:

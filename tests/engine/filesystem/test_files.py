@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.errors import VadplabError
+from engine.filesystem.ext4 import Ext4, NoFileSystem, PathNotFound
+from engine.filesystem.files import DiskFiles
+from engine.filesystem.partitions import PartitionUnknown, open_system, partitions
 from engine.store.errors import Damaged, FormatError
-from engine.store.ext4 import Ext4, NoFileSystem, PathNotFound
-from engine.store.files import PartitionUnknown, PointFiles, open_system, partitions
 from engine.store.points import Points
 from engine.store.sparse import TargetFile
+from engine.store.view import DiskView
 from tests.engine.store.disks import make_chain, make_point
 from tests.engine.store.test_verify import flip, places
 
@@ -30,6 +34,13 @@ ODD = [
     b"\xff\xfe".decode("utf-8", "surrogateescape"),
     "x" * 255,
 ]
+
+
+@contextlib.contextmanager
+def files_of(folder: Path) -> Iterator[DiskFiles]:
+    """The files of disk 2000 of the restore point in `folder`."""
+    with DiskView(folder, 2000) as view:
+        yield DiskFiles(view)
 
 
 class Image:
@@ -127,7 +138,7 @@ def points(tmp_path: Path) -> Points:
 def test_every_kind_of_file_system(tmp_path: Path, points: Points, options: tuple[str, ...]) -> None:
     folder = make_point(points, image(tmp_path, *options))
     (tmp_path / "out").mkdir()
-    with PointFiles(folder, 2000) as files:
+    with files_of(folder) as files:
         done = files.extract("/", tmp_path / "out")
     (tmp_path / "out" / "lost+found").rmdir()
     assert content_of(tmp_path / "out") == content_of(tmp_path / "tree")
@@ -138,7 +149,7 @@ def test_every_kind_of_file_system(tmp_path: Path, points: Points, options: tupl
 
 def test_lists_as_debugfs_does(tmp_path: Path, points: Points) -> None:
     folder = make_point(points, image(tmp_path))
-    with PointFiles(folder, 2000) as files:
+    with files_of(folder) as files:
         for path in ("/", "/many", "/etc", "/links"):
             run = subprocess.run(
                 ["debugfs", "-R", f"ls -p {path}", tmp_path / "image"], capture_output=True, check=True
@@ -156,7 +167,7 @@ def test_paths(tmp_path: Path, points: Points) -> None:
     folder = make_point(points, image(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
-    with PointFiles(folder, 2000) as files:
+    with files_of(folder) as files:
         (entry,) = files.list("links/folder/../etc/./hosts")
         assert entry.to_dict() == {
             "name": "hosts", "kind": "file", "size": 20, "mode": "0644", "mtime": 1_600_000_000, "target": None
@@ -184,7 +195,7 @@ def test_any_point_of_a_chain(tmp_path: Path, points: Points) -> None:
     for folder, text in zip(made, ("127.0.0.1 localhost\n", "changed\n"), strict=True):
         out = tmp_path / folder.name
         out.mkdir()
-        with PointFiles(folder, 2000) as files:
+        with files_of(folder) as files:
             files.extract("/etc/hosts", out)
         assert (out / "hosts").read_text() == text
 
@@ -197,7 +208,7 @@ def test_damage_leaves_no_half_file(tmp_path: Path, points: Points) -> None:
     cluster = physical * system.block // 65536 + 20
     flip(folder / "disk-2000.qcow2", places(folder / "disk-2000.qcow2")[cluster][0] + 5)
     (tmp_path / "out").mkdir()
-    with PointFiles(folder, 2000) as files:
+    with files_of(folder) as files:
         with pytest.raises(Damaged, match=f"offset {cluster * 65536}"):
             files.extract("/big.bin", tmp_path / "out")
         assert list((tmp_path / "out").iterdir()) == []
@@ -221,7 +232,7 @@ def test_names_that_would_escape(tmp_path: Path, name: bytes) -> None:
     folder = make_point(points, data)
     out = tmp_path / "deep" / "er" / "out"
     out.mkdir(parents=True)
-    with PointFiles(folder, 2000) as files, pytest.raises(FormatError, match="a name that is none"):
+    with files_of(folder) as files, pytest.raises(FormatError, match="a name that is none"):
         files.extract("/", out)
     assert not list(tmp_path.glob("**/*evil*")) and not Path("/tmp/evilfile").exists()
 
@@ -237,7 +248,7 @@ def test_a_link_and_a_folder_of_one_name(tmp_path: Path) -> None:
     data = renamed(data, struct.pack("<BB2s", 2, 2, b"ab"), struct.pack("<BB2s", 2, 2, b"aa"))
     folder = make_point(Points(tmp_path), data)
     (tmp_path / "out").mkdir()
-    with PointFiles(folder, 2000) as files, pytest.raises(VadplabError, match="exists"):
+    with files_of(folder) as files, pytest.raises(VadplabError, match="exists"):
         files.extract("/", tmp_path / "out")
     assert list(outside.iterdir()) == []
 
