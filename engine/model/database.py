@@ -243,6 +243,11 @@ class Database:
             rows = session.scalars(select(PlacementRow).where(PlacementRow.job == job))
             return {row.vm: row.repository for row in rows}
 
+    def keeps_points(self, server: str) -> bool:
+        """Whether a restore point of any VM went to that server."""
+        with self._sessions.read() as session:
+            return session.scalars(select(PlacementRow).where(PlacementRow.repository == server)).first() is not None
+
     def place(self, job: str, vm: str, repository: str) -> None:
         """Remembers where a VM's restore point went."""
         with self._sessions.begin() as session:

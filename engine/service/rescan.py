@@ -96,7 +96,7 @@ class Rescan:
             with self._report.step("i3", task=server["name"]):
                 client = await connect(self._config, self._report.events, server, step="i3")
                 try:
-                    facts = await client.call("hello", step="i3")
+                    facts = await client.call("hello", step="i3", added=await self._added_as_repository(server))
                 finally:
                     await client.close()
                 if "repository" in server["roles"] and "repository" not in facts["roles"]:
@@ -107,6 +107,12 @@ class Rescan:
             raise
         await self._call(lambda: self._database.store_facts(server["name"], facts, None))
         return {"version": facts["version"], "free_bytes": facts.get("free_bytes"), "max_tasks": server["max_tasks"]}
+
+    async def _added_as_repository(self, server: dict[str, Any]) -> bool:
+        """Whether a server is to keep restore points and has never been known to: only then is a missing folder made."""
+        if "repository" not in server["roles"] or "repository" in server["facts"].get("roles", []):
+            return False
+        return not await self._call(lambda: self._database.keeps_points(server["name"]))
 
     async def _tried(self, work: Any, name: str) -> dict[str, Any]:
         try:

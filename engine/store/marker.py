@@ -4,6 +4,9 @@
 The repository's id stands in `<repository>/.repository` and beside the folder, in `<parent>/.<name>.repository-id`, which is on
 another file system when the repository is a mount point. Both are written at the first use. When the id beside the folder is
 not the one inside it, the disk is unplugged (or another one is mounted), and nothing is written beneath the mount point.
+
+The folder itself is made when its server is added (`make`), never because it is missing: a folder below a mount point is missing
+when its file system is not mounted, and the id beside it with it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,20 @@ def beside(repository: Path) -> Path:
     return repository.parent / f".{repository.name}.repository-id"
 
 
+def make(repository: Path) -> None:
+    """Makes the folder of a repository that is being added. It gets no id yet: a disk may still be mounted there.
+
+    Raises:
+        RepositoryGone: it is missing, but was a repository before. ReadOnlyRepository, StoreFull.
+    """
+    if repository.is_dir() or _read(beside(repository)) is not None:
+        return require(repository)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise from_write_error(exc, f"repository {repository}") from exc
+
+
 def require(repository: Path, *, first_use: bool = False) -> None:
     """Returns when the folder is the repository that it was; `first_use`: a folder without any id becomes one.
 
@@ -31,7 +48,10 @@ def require(repository: Path, *, first_use: bool = False) -> None:
         RepositoryGone. ReadOnlyRepository, StoreFull: the marker cannot be written.
     """
     if not repository.is_dir():
-        raise RepositoryGone(f"repository {repository}: no such folder")
+        raise RepositoryGone(
+            f"repository {repository}: no such folder",
+            next=f"{RepositoryGone.advice} Only where it shall begin anew, make the folder yourself.",
+        )
     outside = _read(beside(repository))
     inside = _read(repository / NAME)
     if outside is not None and inside != outside:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The Transport Service's methods (`docs/architecture.md`, Engine messages).
 
-`hello {}` → {name, version, roles, modes, vm_uuid, mover_ports, movers, free_bytes?}; `modes`: transport modes that this machine
-is set up for as a proxy; `vm_uuid`: its BIOS UUID when it is a VM, else null. `mover.start {session, task, role}` → {port, token};
+`hello {added?}` → {name, version, roles, modes, vm_uuid, mover_ports, movers, free_bytes?}; `modes`: transport modes that this machine
+is set up for as a proxy; `vm_uuid`: its BIOS UUID when it is a VM, else null; `added`: the Backup Service has not known this
+machine as a repository so far, so that its folder may have to be made. `mover.start {session, task, role}` → {port, token};
 `mover.stop {session, task?}`; on a repository also `recovery.…`
 (`engine.transport.recoveries`), `point.…` and `points.…` (`engine.transport.repository`).
 
@@ -21,6 +22,7 @@ from engine.modes.names import configured
 from engine.mover.roles import ROLES
 from engine.processes import in_thread
 from engine.rpc.server import BadParams, Call, Peer, Server, UnknownMethod
+from engine.store import marker
 from engine.store.errors import on_host
 from engine.store.points import Points
 from engine.transport.movers import Movers
@@ -45,7 +47,6 @@ class TransportService:
         self.movers = movers
         self.points: Points | None = None
         if config.repository is not None:
-            config.repository.mkdir(parents=True, exist_ok=True)
             self.points = Points(config.repository)
         self.repository = None if self.points is None else Repository(self.points)
         self.recoveries: Recoveries | None = None
@@ -71,7 +72,7 @@ class TransportService:
     async def _handle(self, call: Call) -> Any:
         match call.method:
             case "hello":
-                return await self._hello()
+                return await self._hello(added=call.param("added", bool, default=False))
             case "mover.start":
                 role = call.param("role")
                 if role not in ROLES:
@@ -97,7 +98,7 @@ class TransportService:
                     return await self._store().handle(call)
         raise UnknownMethod(f"{self.config.name}: the Transport Service has no method {call.method}")
 
-    async def _hello(self) -> dict[str, Any]:
+    async def _hello(self, *, added: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {
             "name": self.config.name,
             "version": VERSION,
@@ -109,6 +110,8 @@ class TransportService:
         }
         if self.points is not None:
             with on_host(self.config.name):
+                if added:
+                    marker.make(self.points.repository)
                 answer["free_bytes"] = self.points.free_bytes()
         return answer
 

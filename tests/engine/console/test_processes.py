@@ -148,6 +148,17 @@ def test_the_hook_refuses(tmp_path: Path) -> None:
     assert done.returncode == 1 and "not part of the engine" in done.stderr
 
 
+def test_a_missing_repository_is_made_by_the_first_rescan_only(site: Site) -> None:
+    folder = site.folder / "points"
+    assert not folder.exists()
+    _, documents = site.console("infra", "rescan")
+    assert [s["error"] for s in documents[-1]["servers"]] == [None, None] and folder.is_dir()
+    folder.rmdir()
+    _, documents = site.console("infra", "rescan")
+    error = next(s["error"] for s in documents[-1]["servers"] if s["name"] == "repository-1")
+    assert error["code"] == "store.gone" and not folder.exists()
+
+
 def test_rescan_lists_and_restore(site: Site) -> None:
     code, documents = site.console("infra", "rescan")
     assert code == 1 and documents[-1]["error"]["code"] == "connect.refused"

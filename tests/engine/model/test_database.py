@@ -131,6 +131,7 @@ def test_sessions_and_what_is_unfinished(database: Database) -> None:
     database.place("demo", "linux-vm", "repository-1")
     database.place("demo", "linux-vm", "repository-2")
     assert database.placements("demo") == {"linux-vm": "repository-2"}
+    assert database.keeps_points("repository-2") and not database.keeps_points("repository-1")
 
 
 @pytest.mark.parametrize(

@@ -64,5 +64,17 @@ def test_a_repository_that_was_moved_is_taken_as_it_is(tmp_path: Path) -> None:
     assert (moved.repository / marker.NAME).read_text() == ident == marker.beside(moved.repository).read_text()
 
 
+def test_only_a_new_repository_is_made(tmp_path: Path) -> None:
+    new = tmp_path / "a" / "new"
+    marker.make(new)
+    marker.make(new)
+    assert list(new.iterdir()) == []
+    points = used(tmp_path / "old")
+    points.repository.rename(tmp_path / "aside")
+    with pytest.raises(RepositoryGone, match="no such folder"):
+        marker.make(points.repository)
+    assert not points.repository.exists()
+
+
 def test_reading_makes_no_marker(tmp_path: Path) -> None:
     assert Points(tmp_path).list() == [] and not (tmp_path / marker.NAME).exists()

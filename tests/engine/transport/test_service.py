@@ -38,6 +38,7 @@ async def serving(folder: Path, **fields: Any) -> AsyncIterator[tuple[TransportS
     service = TransportService(machines.config("repository-1", **fields), Movers(path, STUB))
     port = await service.start()
     client = await machines.client(port, to="repository-1", by="backup-server")
+    await client.call("hello", added=True)
     try:
         yield service, client, machines, port
     finally:
@@ -107,6 +108,39 @@ def test_killed_service_leaves_no_mover(tmp_path: Path) -> None:
         finally:
             if process.returncode is None:
                 process.kill()
+
+    asyncio.run(main())
+
+
+def test_a_missing_repository_is_made_when_it_is_added_and_never_again(tmp_path: Path) -> None:
+    folder = tmp_path / "disk" / "points"
+
+    async def main() -> None:
+        async with serving(tmp_path, repository="disk/points") as (_, client, machines, _port):
+            assert folder.is_dir() and not list(folder.iterdir()), "a disk may still be mounted there"
+            await client.call("point.begin", job="j", vm="v", point="20261125T071500Z-3f2a")
+        # Its file system is not mounted: the id beside the folder went along.
+        (tmp_path / "disk").rename(tmp_path / "away")
+        (tmp_path / "disk").mkdir()
+        path = machines.path("repository-1", repository="disk/points")
+        service = TransportService(machines.config("repository-1", repository="disk/points"), Movers(path, STUB))
+        client = await machines.client(await service.start(), to="repository-1", by="backup-server")
+        try:
+            for method, params in (
+                ("hello", {}),
+                ("points.list", {}),
+                ("point.begin", {"job": "j", "vm": "v", "point": "20261125T071500Z-3f2a"}),
+            ):
+                with pytest.raises(RemoteError) as caught:
+                    await client.call(method, **params)
+                assert caught.value.to_dict()["code"] == "store.gone" and str(folder) in str(caught.value)
+            assert list((tmp_path / "disk").iterdir()) == [], "something was written beneath the mount point"
+            (tmp_path / "disk").rmdir()
+            (tmp_path / "away").rename(tmp_path / "disk")
+            assert (await client.call("hello"))["free_bytes"] > 0
+        finally:
+            await client.close()
+            await service.close()
 
     asyncio.run(main())
 
