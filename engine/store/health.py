@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from engine.errors import VadplabError
 from engine.store import blocks, chain, locks, marker
-from engine.store.clusters import Unpacker
+from engine.store.clusters import CLUSTER, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 from engine.store.manifest import FILE, POINT_ID, DiskEntry, Manifest
@@ -270,7 +270,7 @@ def _deep(vm: str, folder: Path, point: Manifest, disk: DiskEntry) -> list[Damag
         return [Damage(vm, point.point, disk.key, disk.file, 0, 0, exc.message)]
     if report.intact:
         return []
-    lost = tuple(cluster * report.cluster for cluster in report.damaged)
+    lost = tuple(cluster * CLUSTER for cluster in report.damaged)
     return [Damage(vm, point.point, disk.key, disk.file, 0, 0, report.describe(), lost)]
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.store import layout
-from engine.store.clusters import DIGEST, ZERO_DIGEST, Unpacker, check
+from engine.store.clusters import CLUSTER, DIGEST, ZERO_DIGEST, Unpacker, check
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 from engine.store.reader import Qcow2Reader
@@ -38,7 +38,6 @@ class Report:
     held: int = 0
     damaged: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    cluster: int = 1 << 16
 
     @property
     def intact(self) -> bool:
@@ -49,11 +48,11 @@ class Report:
         """What is wrong, with offsets in the disk, and how much is intact."""
         parts = list(self.problems[:4])
         if self.damaged:
-            offsets = ", ".join(str(c * self.cluster) for c in self.damaged[:_NAMED])
+            offsets = ", ".join(str(c * CLUSTER) for c in self.damaged[:_NAMED])
             more = f" and {len(self.damaged) - _NAMED} more" if len(self.damaged) > _NAMED else ""
             parts.append(
                 f"damaged data at offset {offsets}{more}; {self.clusters - len(self.damaged)} of {self.clusters} blocks"
-                f" of {self.cluster >> 10} KiB are intact"
+                f" of {CLUSTER >> 10} KiB are intact"
             )
         return "; ".join(parts) or "intact"
 
@@ -74,7 +73,7 @@ def verify_disk(
 
 def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = THREADS) -> Report:
     """Checks the bytes of every cluster of the disk against its digest; the tables are taken as they are."""
-    report = Report(clusters=reader.clusters, cluster=reader.cluster)
+    report = Report(clusters=reader.clusters)
     if reader.size != table.size:
         report.problems.append(f"the file holds a disk of {reader.size} bytes, the digests are for {table.size}")
         return report
