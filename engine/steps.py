@@ -94,4 +94,3 @@ RESCAN_STEPS: tuple[Step, ...] = (
 BY_ID: dict[str, Step] = {s.id: s for s in (*STEPS, *RESTORE_STEPS, *RESCAN_STEPS)}
 BY_MOVER: frozenset[str] = frozenset(s.id for s in BY_ID.values() if s.by == "mover")
 READING: frozenset[str] = frozenset(s.id for s in STEPS if s.reads)
-ORDER: dict[str, int] = {s.id: i for i, s in enumerate(STEPS)}
