@@ -38,7 +38,7 @@ class HeldDisk:
         self._opened: Opened | None = None
         self._pipeline: Pipeline | None = None
 
-    async def open(self, opening: Callable[[], Opened], steps: Steps | None = None) -> Opened:
+    async def open(self, opening: Callable[[], Opened], steps: Steps) -> Opened:
         """Opens the disk with `opening`, which blocks. `steps`: those in which it is moved, for errors.
 
         Raises:
@@ -48,7 +48,7 @@ class HeldDisk:
             raise NotReady("the disk was opened before")
         self._begun = True
         self._idle.clear()
-        self._steps = steps or self._steps
+        self._steps = steps
 
         def work() -> Opened:
             try:

@@ -17,6 +17,8 @@ from engine.mover.held_disk import HeldDisk
 from engine.mover.source_pipeline import Rate, SourcePipeline
 from engine.mover.throttle import Throttle
 
+STEPS = Steps()
+
 
 class SourceSide:
     """One disk that is read. `close` may be called at any time."""
@@ -29,7 +31,7 @@ class SourceSide:
     async def open(self, params: protocol.SourceOpen) -> dict[str, Any]:
         """Opens the disk in the first mode that works; gives what `source.open` answers."""
         request = params.request()
-        opened = await self._held.open(lambda: self._opening.source(request))
+        opened = await self._held.open(lambda: self._opening.source(request), STEPS)
         return {
             "vmx": opened.vmx,
             "capacity": opened.disk.capacity,
@@ -51,7 +53,7 @@ class SourceSide:
         link.step = "21"
         self._events.use(link.route.attempt, step="21")
         self._events.step("21", "begin", f"blocks go to {link.route.responder}:{link.route.port}")
-        steps = (Steps().of(opened.mode), "21")
+        steps = (STEPS.of(opened.mode), "21")
         rate = Rate()
         try:
             parent = await background(lambda: comparison.fetch(link)) if params.compare else None

@@ -49,9 +49,9 @@ def test_opened_once_and_taken_once() -> None:
         held, disk = HeldDisk(log()), Disk()
         with pytest.raises(NotReady):
             held.take()
-        assert (await held.open(lambda: opened(disk))).disk is disk
+        assert (await held.open(lambda: opened(disk), Steps())).disk is disk
         with pytest.raises(NotReady):
-            await held.open(lambda: opened(Disk()))
+            await held.open(lambda: opened(Disk()), Steps())
         assert held.take().disk is disk
         with pytest.raises(NotReady):
             held.take()
@@ -90,7 +90,7 @@ def test_a_disk_that_cannot_be_given_back_is_a_note(tmp_path: Path) -> None:
 
     async def main() -> None:
         held = HeldDisk(events)
-        await held.open(lambda: opened(Disk(refuses=True)))
+        await held.open(lambda: opened(Disk(refuses=True)), Steps())
         held.close()
 
     asyncio.run(main())
