@@ -176,8 +176,16 @@ def reported(main: Callable[[], int]) -> int:
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Entry of a process's `__main__`: runs `main` with the arguments and ends with its exit code (see `reported`)."""
-    sys.exit(reported(lambda: main(sys.argv[1:])))
+    """Entry of a process's `__main__`: runs `main` with the arguments and ends with its exit code (see `reported`), at once.
+
+    `main` has given everything back when it returns. Python would go on for up to a second to take its modules apart, while
+    somebody waits for this process to be gone.
+    """
+    code = reported(lambda: main(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 async def _discard(stream: asyncio.StreamReader | None) -> None:
