@@ -25,7 +25,7 @@ from engine.dialer import Connection, Dialer
 from engine.events import EventLog
 from engine.mover import datalink
 from engine.mover.datalink import DataListener
-from engine.mover.restore_pipeline import send_disk
+from engine.mover.reader_pipeline import send_disk
 from engine.mover.source_pipeline import SourcePipeline
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle

@@ -18,8 +18,8 @@ from engine.store import clusters, durable, readback
 from engine.store import target as target_module
 from engine.store.blocks import BlockHasher
 from engine.store.digests import DigestTable
+from engine.store.qcow2.writer import Qcow2Writer
 from engine.store.target import TargetDisk
-from engine.store.writer import Qcow2Writer
 
 
 class Profile:

@@ -17,14 +17,14 @@ from engine.filesystem import files
 from engine.mover import datalink
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol
-from engine.mover.read_pipeline import MOST
+from engine.mover.reader_pipeline import MOST
 from engine.rpc.identity import Identity
 from engine.store.clusters import CLUSTER
 from engine.store.view import CACHED, pieces
 
 
 class RemoteDisk:
-    """A disk of `size` bytes that a Data Mover reads (`engine.mover.read_pipeline`). Small reads are kept by cluster."""
+    """A disk of `size` bytes that a Data Mover reads (`engine.mover.reader_pipeline`). Small reads are kept by cluster."""
 
     def __init__(self, link: DataLink, size: int) -> None:
         self.size = size

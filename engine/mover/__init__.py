@@ -7,8 +7,8 @@ movers. The role of a mover (`roles`) says what it does there, each with the thr
 
     source   reads a VM's disk          `source_side`, `source_pipeline`; `comparison` where nobody knows what changed
     target   writes a restore point     `target_pipeline`
-    reader   reads a restore point      `restore_pipeline` (whole disks), `read_pipeline` (what the console asks for)
-    writer   writes a VM's disk         `writer_side`, `write_pipeline`
+    reader   reads a restore point      `reader_pipeline`: the whole disk, or what the console asks for
+    writer   writes a VM's disk         `writer_side`, `writer_pipeline`
 
 `held_disk` opens a VM's disk and gives it back. `engine.console.receive` is the other half of a restore to a file.
 """

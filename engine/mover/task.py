@@ -20,8 +20,7 @@ from engine.mover import comparison, datalink, protocol
 from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink, DataListener
 from engine.mover.errors import NotReady
-from engine.mover.read_pipeline import answer_reads
-from engine.mover.restore_pipeline import send_disk
+from engine.mover.reader_pipeline import answer_reads, send_disk
 from engine.mover.roles import Role
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle

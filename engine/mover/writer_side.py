@@ -14,7 +14,7 @@ from engine.mover import protocol
 from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink
 from engine.mover.held_disk import HeldDisk
-from engine.mover.write_pipeline import WritePipeline
+from engine.mover.writer_pipeline import WriterPipeline
 
 
 class WriterSide:
@@ -45,7 +45,7 @@ class WriterSide:
         """Writes everything that the repository's mover sends; reports progress."""
         opened = self._held.take()
         step = self._steps.of(opened.mode)
-        pipeline = WritePipeline(opened.disk, link, step=step, workers=workers)
+        pipeline = WriterPipeline(opened.disk, link, step=step, workers=workers)
         self._held.moved_by(pipeline)
 
         def state() -> dict[str, Any]:

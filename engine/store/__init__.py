@@ -18,7 +18,7 @@ The way of a block in, from the data link to the durable, verified point:
                     folder must be the repository that it was (`marker`).
     `clusters`      what comes over the link: a batch of clusters, each with its digest, compressed where it was read.
     `target`        one disk in the making takes the batch, notes its digests (`digests`) and passes it to
-    `writer`        which appends it to a qcow2 file (`layout`: the format), and to
+    `qcow2.writer`  which appends it to a qcow2 file (`qcow2.layout`: the format), and to
     `segments`      the thread that writes whole segments past the page cache.
     `readback`      reads it from the device again, expands it and compares it with its digest, while the stream goes on.
     `verify`        then walks the tables of the finished file; `digests` and `blocks` (digests of the files) are written.
@@ -26,7 +26,7 @@ The way of a block in, from the data link to the durable, verified point:
 
 The way out, from the point to whoever asks:
     `point_disk`    opens a disk of a visible point, locked against merging: its manifests and files as a `chain`, and
-    `reader`        finds a cluster in whichever file of the chain holds it, checked against the digests of the file's blocks.
+    `qcow2.reader`  finds a cluster in whichever file of the chain holds it, checked against the digests of the file's blocks.
     `point_disk`    then gives batches as they are stored, or single clusters, expanded and compared with their digests.
     `view`          reads at any offset, for single files (`engine.filesystem`) and instant recovery; `restore` writes the disk to
                     a `sparse` file.

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.store.blocks import Seal
 from engine.store.errors import Damaged, FormatError
 from engine.store.manifest import DiskEntry, Manifest
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 
 DEEPEST = 512
 """Restore points in one chain, at most."""

@@ -11,7 +11,7 @@ from engine.store import blocks, chain
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError, ParentUnusable, Unfinished
 from engine.store.manifest import SCHEMA, DiskEntry, Kind, Manifest
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.verify import walk
 
 

@@ -20,7 +20,7 @@ from engine.store.clusters import CLUSTER, Unpacker
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 from engine.store.manifest import FILE, POINT_ID, DiskEntry, Manifest
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.verify import check_clusters, matches, verify_disk, walk
 
 _NAMED = 8

@@ -28,7 +28,7 @@ _ARENA = 2 << 20
 _END = (0, 0, 0, (), (), b"")
 DEADLINE = 600.0
 
-Batch = tuple[int, int, int, Sequence[int], Sequence[int], bytes]
+Expected = tuple[int, int, int, Sequence[int], Sequence[int], bytes]
 
 
 class ReadBack:
@@ -52,7 +52,7 @@ class ReadBack:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0))
         except OSError as exc:
             raise from_write_error(exc, path.name) from exc
-        self._queue: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Expected] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="read-back", daemon=True)
@@ -100,7 +100,7 @@ class ReadBack:
         except BaseException as exc:
             self._error = exc
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Expected) -> None:
         end, _, first, lengths, places, digests = batch
         begin = self._position
         data = self._written(begin, end)

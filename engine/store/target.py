@@ -25,10 +25,10 @@ from engine.store.clusters import DIGEST, Packer, Unpacker, check_batch
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError
 from engine.store.point_disk import PointDisk
+from engine.store.qcow2.reader import Qcow2Reader
+from engine.store.qcow2.writer import Qcow2Writer
 from engine.store.readback import ReadBack, discard
-from engine.store.reader import Qcow2Reader
 from engine.store.verify import walk
-from engine.store.writer import Qcow2Writer
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.store import layout
 from engine.store.clusters import CLUSTER, DIGEST, ZERO_DIGEST, Unpacker, check
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2 import layout
+from engine.store.qcow2.reader import Qcow2Reader
 
 THREADS = min(8, max(2, os.cpu_count() or 2))
 _RANGE = 512

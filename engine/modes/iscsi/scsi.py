@@ -9,7 +9,6 @@ import struct
 from engine.modes.errors import SanProtocol
 
 IDENTIFICATION_PAGE = 0x83
-SERIAL_PAGE = 0x80
 ALLOCATION = 4096
 """Bytes asked for with INQUIRY and REPORT LUNS: more than any real answer."""
 _NAA = 3
@@ -83,13 +82,6 @@ def text_identity(value: bytes) -> set[str]:
     text = value.split(b"\0")[0].decode("ascii", "replace").strip().lower()
     match = _TEXT_IDENTITY.fullmatch(text)
     return {match[1]} if match else set()
-
-
-def serial(data: bytes) -> set[str]:
-    """The NAA identity that a serial number page holds, if it holds one."""
-    if len(data) < 4 or data[1] != SERIAL_PAGE:
-        return set()
-    return text_identity(data[4 : 4 + data[3]])
 
 
 def canonical(naa: str) -> str:

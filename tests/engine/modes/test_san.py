@@ -229,7 +229,6 @@ def test_answers_of_noise(data: bytes) -> None:
             parse(data)
         except SanProtocol:
             pass
-    scsi.serial(data)
 
 
 def test_identities() -> None:

@@ -29,11 +29,12 @@ from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
 from engine.store.clusters import ZERO_DIGEST
 from engine.store.errors import StoreFull
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.verify import verify_disk
 from tests.engine.modes.esxi import sample
 from tests.engine.modes.memory_source import MemorySource
 from tests.engine.pki import Pki
+from tests.engine.store.disks import allocated
 
 FIELDS = st.dictionaries(
     st.text(max_size=8), st.one_of(st.integers(0, 1 << 40), st.text(max_size=20), st.binary(max_size=40)), max_size=5
@@ -339,7 +340,7 @@ def test_pipelines(pki: Pki, tmp_path: Path, workers: int, known: bool) -> None:
     assert counts["read"] < len(content) if known else counts["read"] == len(content)
     assert verify_disk(tmp_path / stored.file, target.disk.digests).intact
     with Qcow2Reader(tmp_path / stored.file) as reader:
-        assert len(list(reader.allocated())) == stored.held
+        assert len(allocated(reader)) == stored.held
     assert target.disk.digests.get(stored.size // 65536 - 1) == ZERO_DIGEST
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from engine.console.receive import receive_disk
 from engine.errors import RemoteError, VadplabError
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 from tests.engine.modes.esxi import host, sample
 from tests.engine.mover.small_vcenter import SmallVcenter, serve
 from tests.engine.mover.world import Mover, World, link
+from tests.engine.store.disks import allocated
 
 SIZE = (6 << 20) + 512 * 3
 CONTENT = sample(SIZE)
@@ -320,7 +321,7 @@ async def test_restore_refuses_a_flipped_bit(world: World, esxi: dict[str, Any],
     final = world.commit(point, stored)
     disk = final / "disk-2000.qcow2"
     with Qcow2Reader(disk) as reader:
-        victim = list(reader.allocated())[20]
+        victim = allocated(reader)[20]
         found = reader.find(victim)
     assert found is not None
     data = bytearray(disk.read_bytes())

@@ -12,6 +12,7 @@ from typing import Any
 from engine.store.clusters import BATCH, CLUSTER_BITS, Packer
 from engine.store.point_disk import PointDisk
 from engine.store.points import Points
+from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.restore import to_file
 from engine.store.target import Stored, TargetDisk
 
@@ -146,3 +147,8 @@ def content_of(folder: Path, to: Path, key: int = 2000) -> bytes:
     with PointDisk(folder, key) as disk:
         to_file(disk, to)
     return to.read_bytes()
+
+
+def allocated(reader: Qcow2Reader) -> list[int]:
+    """Numbers of the clusters that some file of the chain holds, ascending."""
+    return [cluster for cluster in range(reader.clusters) if reader.find(cluster) is not None]

@@ -15,12 +15,12 @@ from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.point_disk import PointDisk
 from engine.store.points import Points
-from engine.store.reader import Qcow2Reader
+from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.restore import to_file
 from engine.store.sparse import SparseFile
 from engine.store.target import TargetDisk
 from engine.store.verify import verify_disk
-from tests.engine.store.disks import POINT, fill, make_point, store
+from tests.engine.store.disks import POINT, allocated, fill, make_point, store
 from tests.engine.store.test_qcow2 import mixed
 
 CLUSTER = 1 << CLUSTER_BITS
@@ -45,7 +45,7 @@ def places(path: Path) -> dict[int, tuple[int, int]]:
     """Offset and safe length of the stored bytes of each cluster."""
     found = {}
     with Qcow2Reader(path) as reader:
-        for cluster in reader.allocated():
+        for cluster in allocated(reader):
             hit = reader.find(cluster)
             assert hit is not None
             found[cluster] = (hit[1].offset, hit[1].length - (511 if hit[1].compressed else 0))
@@ -108,7 +108,7 @@ def test_metadata_damage_is_found(points: Points) -> None:
     assert verify_disk(path, table).intact
     with Qcow2Reader(path) as reader:
         l2, refcounts = reader.l1[0] & ((1 << 56) - 1), reader.header.refcount_offset
-        used = next(reader.allocated())
+        used = allocated(reader)[0]
     for offset in (0, 31, l2 + 8 * used + 5, refcounts + 5, refcounts - CLUSTER + 3):
         flip(path, offset)
         assert not verify_disk(path, table).intact, offset

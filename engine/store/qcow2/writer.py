@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.errors import InputError
-from engine.store import layout
 from engine.store.clusters import CLUSTER, CLUSTER_BITS
 from engine.store.errors import FormatError
+from engine.store.qcow2 import layout
 from engine.store.segments import SEGMENT, SegmentWriter
 
 

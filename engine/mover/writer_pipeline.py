@@ -25,7 +25,7 @@ DRAIN = 3.0
 _Batch = tuple[int, list[int], bytes, bytes]
 
 
-class WritePipeline:
+class WriterPipeline:
     """Writes one disk. `run` blocks; `written` and `passed` (bytes of the disk) may be read meanwhile; `stop` ends it."""
 
     def __init__(self, disk: DiskWriter, link: DataLink, *, step: str, workers: int = 2) -> None:

@@ -13,7 +13,7 @@ from engine.errors import RemoteError, VadplabError
 from engine.modes.errors import WriteFailed
 from engine.modes.writer import DiskWriter
 from engine.mover.datalink import DataLink
-from engine.mover.write_pipeline import WritePipeline
+from engine.mover.writer_pipeline import WriterPipeline
 from engine.store.clusters import Packer
 from tests.engine.modes.esxi import sample
 from tests.engine.mover.test_datalink import links
@@ -72,7 +72,7 @@ def run(pki: Pki, writer: MemoryWriter, **sending: Any) -> tuple[Any, Any]:
 
         def write() -> None:
             try:
-                results[0] = WritePipeline(writer, mine, step="v7", workers=3).run()
+                results[0] = WriterPipeline(writer, mine, step="v7", workers=3).run()
             except VadplabError as exc:
                 results[0] = exc
 

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from engine.store import layout
 from engine.store.blocks import BLOCK, Seal
 from engine.store.clusters import CLUSTER, Unpacker
 from engine.store.errors import FormatError
+from engine.store.qcow2 import layout
 
 _CACHED_TABLES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Place:
     """Where a cluster's bytes lie: `offset` and `length` in the file; `compressed`: one zstd frame, up to 511 bytes after it."""
 
     offset: int
@@ -138,17 +137,17 @@ class Qcow2Reader:
         table = self.table(cluster // layout.TABLE_ENTRIES)
         return table[cluster % layout.TABLE_ENTRIES] if table else 0
 
-    def find_own(self, cluster: int) -> Stored | None:
+    def find_own(self, cluster: int) -> Place | None:
         """Where this very file holds a cluster's bytes; None when it holds none."""
         entry = self.entry(cluster)
         if entry & layout.COMPRESSED:
             offset, length = layout.compressed_range(entry)
-            return Stored(offset, min(length, self.length - offset), True)
+            return Place(offset, min(length, self.length - offset), True)
         if entry & layout.READS_AS_ZEROS or not entry & layout.OFFSET_MASK:
             return None
-        return Stored(entry & layout.OFFSET_MASK, self.cluster, False)
+        return Place(entry & layout.OFFSET_MASK, self.cluster, False)
 
-    def find(self, cluster: int) -> tuple[Qcow2Reader, Stored] | None:
+    def find(self, cluster: int) -> tuple[Qcow2Reader, Place] | None:
         """The file of the chain that holds a cluster, and where; None when it reads as zeros."""
         if stored := self.find_own(cluster):
             return self, stored
@@ -195,16 +194,6 @@ class Qcow2Reader:
         """How many clusters this very file names: data and zeros that hide what lies below."""
         tables = (self.table(index) for index, word in enumerate(self.l1) if word & layout.OFFSET_MASK)
         return sum(1 for table in tables for entry in table if entry & ~layout.COPIED)
-
-    def allocated(self) -> Iterator[int]:
-        """Numbers of the clusters that some file of the chain holds, ascending."""
-        per_table = layout.TABLE_ENTRIES
-        for index in range(-(-self.clusters // per_table)):
-            if not self.holds(index):
-                continue
-            for cluster in range(index * per_table, min((index + 1) * per_table, self.clusters)):
-                if self.find(cluster) is not None:
-                    yield cluster
 
     def holds(self, index: int) -> bool:
         """Whether L2 table `index` exists somewhere in the chain."""
