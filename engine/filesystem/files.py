@@ -124,6 +124,11 @@ class DiskFiles:
                     self._write_folder(inode, name, folder, path, done, above)
                 case _:
                     done.skipped.append(f"{_shown(path)}: a device, pipe or socket")
+        except FileExistsError as exc:
+            raise TargetFile(
+                f"{_shown(path)}: a file of that name exists",
+                next="Nothing is overwritten: name another folder, or take the file away.",
+            ) from exc
         except OSError as exc:
             raise TargetFile(f"{_shown(path)}: cannot be written: {exc.strerror or exc}") from exc
 

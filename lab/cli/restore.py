@@ -219,14 +219,20 @@ def _say_path(out: Out, one: dict[str, Any]) -> None:
         out.table(
             ("mode", "size", "kind", "name"),
             (
-                (e["mode"], e["size"], e["kind"], e["name"] + (f" → {e['target']}" if e["target"] else ""))
+                (e["mode"], e["size"], e["kind"], printable(e["name"] + (f" → {e['target']}" if e["target"] else "")))
                 for e in one["entries"]
             ),
         )
     else:
-        out.text(f"{escape(one['path'])}: {one['files']} files, {one['folders']} folders, {one['bytes']} bytes")
+        written = ", ".join(f"{kind} {one[kind]}" for kind in ("files", "folders", "links"))
+        out.text(f"{escape(printable(one['path']))}: {written}; {one['bytes']} bytes of contents")
         for skipped in one["skipped"]:
-            out.text(f"  [yellow]left out[/] {escape(skipped)}")
+            out.text(f"  [yellow]left out[/] {escape(printable(skipped))}")
+
+
+def printable(name: str) -> str:
+    """A name from somebody's disk, safe to show: what is no printable character (newline, escape) is written as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _say_error(out: Out, error: dict[str, Any]) -> None:

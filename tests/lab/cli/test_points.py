@@ -287,6 +287,7 @@ def test_single_files_are_listed_and_restored(down: Down, tmp_path: Path) -> Non
     tree = tmp_path / "tree"
     (tree / "etc").mkdir(parents=True)
     (tree / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    (tree / "etc" / "odd\n\x1b[31mname").symlink_to("hosts")
     image = tmp_path / "image"
     image.write_bytes(bytes(8 * MIB))
     subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", "-d", str(tree), str(image)], check=True, timeout=60)
@@ -294,14 +295,17 @@ def test_single_files_are_listed_and_restored(down: Down, tmp_path: Path) -> Non
     files = ("restore", "files", point.name)
     code, document = down(*files, "/etc", "--disk", "1", "--list")
     assert (code, document["schema"]) == (0, "vadplab.restore-files/1")
-    assert [e["name"] for e in document["paths"][0]["entries"]] == ["hosts"]
+    assert [e["name"] for e in document["paths"][0]["entries"]] == ["hosts", "odd\n\x1b[31mname"]
     target = tmp_path / "out"
     target.mkdir()
     code, document = down(*files, "/etc/hosts", "/ghost", "--disk", "1", "--to", str(target))
     assert (target / "hosts").read_text() == "127.0.0.1 localhost\n"
     one, ghost = document["paths"]
     assert one["files"] == 1 and ghost["error"]["code"] and code != 0 and document["exit_code"] == code
-    assert down(*files, "/etc/hosts", "--disk", "1", "--to", str(target))[0] != 0, "nothing is overwritten"
+    code, document = down(*files, "/etc/hosts", "--disk", "1", "--to", str(target))
+    assert code != 0 and "overwritten" in document["paths"][0]["error"]["next"]
+    text = down.text(*files, "/etc", "--disk", "1", "--list")[1]
+    assert "odd\\n\\x1b[31mname" in text and "\x1b[31mname" not in text, "a name does not write to the terminal"
     for wrong in (("--to", str(target / "ghost")), (), ("--list", "--to", str(target)), ("--list", "--disk", "9")):
         assert down(*files, "/etc", *(wrong if "--disk" in wrong else ("--disk", "1", *wrong)))[0] == 2, wrong
     assert sorted(p.name for p in target.iterdir()) == ["hosts"]
