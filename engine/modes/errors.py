@@ -146,7 +146,7 @@ class HotAddLeft(VadplabError):
 
     code = "hotadd.left"
     symptom = "disk left attached"
-    advice = "The next run on this proxy detaches it; until then the VM's snapshot cannot be committed fully."
+    advice = "The next run on this proxy, or of a job with this VM, detaches it; until then the VM's snapshot cannot be committed fully."
 
 
 class DeviceReadFailed(VadplabError):
