@@ -151,7 +151,22 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(target: Target) ->
     made = engine_for(target.where, target.dialer, single=True)
     assert {c["name"] for c in inspect(made).get_columns("jobs")} == {"name", "settings"}
     made.dispose()
-    assert migrate.upgrade(target.where, target.dialer) == "0002"
+    assert migrate.upgrade(target.where, target.dialer) == migrate.revisions()[-1]["revision"]
+
+
+def test_a_field_that_jobs_had_once_goes(target: Target, tmp_path: Path) -> None:
+    """A service that knows it no more reads the job, whose other settings stay."""
+    migrate.upgrade(target.where, target.dialer, "0002")
+    settings = {"name": "old", "vms": ["a"], "rules": {"cluster_bits": 16, "workers": 3}}
+    bare = {"name": "bare", "vms": ["b"]}
+    for job in (settings, bare):
+        target.run(
+            f"INSERT INTO jobs (name, settings, origin, enabled) VALUES ('{job['name']}', '{json.dumps(job)}', 'console', true)"
+        )
+    database = Database(target.where, SecretBox(tmp_path / "key"), dialer=target.dialer)
+    assert database.job_book.get("old").rules.workers == 3
+    assert database.job_book.get("bare").vms == ["b"]
+    database.close()
 
 
 def test_unknown_revisions_are_refused(target: Target) -> None:
@@ -174,7 +189,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"name": NAME, "identity": {"certificate": "x.pem", "ca": "ca.pem"}, "service": service}
     (tmp_path / "engine.yaml").write_text(yaml.safe_dump(config))
     assert run("current") == (0, {"schema": "vadplab.database/1", "revision": "base"})
-    assert run("upgrade")[1]["revision"] == "0002"
+    assert run("upgrade")[1]["revision"] == "0003"
     assert run("downgrade", "0001")[1]["revision"] == "0001" == run("current")[1]["revision"]
-    assert [r["revision"] for r in run("revisions")[1]["revisions"]] == ["0001", "0002"]
+    assert [r["revision"] for r in run("revisions")[1]["revisions"]] == ["0001", "0002", "0003"]
     assert run("upgrade", "0099")[0] == 2

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_the_same_as_sqlite(fresh: Server, tmp_path: Path) -> None:
     for where, via in ((fresh.place(), dialer(fresh, tmp_path)), (place(f"sqlite:///{tmp_path}/db"), None)):
         database = Database(where, box, dialer=via)
         database.store_infrastructure(load(tmp_path))
-        database.store_inventory("vcenter", "ab" * 32, [VM])
+        database.store_inventory("vcenter", "ab" * 32, [VM, replace(VM, moref="vm-2", name="ü", uuid="other")])
         database.store_facts("proxy-1", {"version": "1"}, None)
         database.begin_session("s1", "job", "demo")
         database.set_pending("s1", {"linux-vm": {"snapshot": True}})
