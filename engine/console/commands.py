@@ -30,7 +30,7 @@ class Interrupted(VadplabError):
 
     code = "console.interrupted"
     symptom = "interrupted"
-    advice = "Run the command again."
+    advice = "What was complete by then stays; run the command again."
 
 
 class TargetExists(InputError):

@@ -140,5 +140,6 @@ async def retain(run: Run) -> None:
             run.warn(vm, RetentionFailed(f"{vm.name}: {error.message}", host=vm.tasks[0].repository))
         else:
             if done["removals"]:
-                text = f"{vm.name}: retention removed {len(done['removals'])} restore points"
+                gone = len(done["removals"])
+                text = f"{vm.name}: retention removed {gone} restore point{'s' * (gone != 1)}"
                 run.report.note(text, step="22", vm=vm.name, **done)

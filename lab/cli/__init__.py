@@ -9,9 +9,15 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line (default: that of this process) and returns its exit code."""
-    from lab.cli.app import run
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from lab.cli.app import run
 
-    code = run(list(sys.argv[1:] if argv is None else argv))
+        code = run(words)
+    except KeyboardInterrupt:  # while modules were being loaded
+        from lab.cli.app import interrupted
+
+        code = interrupted(words)
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -118,8 +118,12 @@ def run(argv: list[str]) -> int:
         name = chosen(argv)
         if name is not None and name not in BY_NAME:
             raise InputError(f"there is no command {name}", next="`vadplab --help` lists the commands.")
-        result = build(argv)(argv, standalone_mode=False, prog_name="vadplab")
+        command = typer.main.get_command(build(argv))
+        with command.make_context("vadplab", argv) as context:  # typer's own main makes an exit code of Ctrl-C
+            result = command.invoke(context)
         return result if isinstance(result, int) else 0
+    except typer.Exit as exc:
+        return exc.exit_code
     except VadplabError as exc:
         return out.error(exc)
     except RuleError as exc:
@@ -127,11 +131,18 @@ def run(argv: list[str]) -> int:
     except typer.TyperException as exc:
         # A group without a verb has printed its help page already, and says nothing more.
         said = exc.format_message().replace(": Value error, ", ": ")
-        context = getattr(exc, "ctx", None)
-        command = context.command_path if context else " ".join(["vadplab", *filter(None, [chosen(argv)])])
-        message = said or f"{command} needs one of the commands above"
-        return out.error(InputError(message, next=f"`{command} --help` shows the usage."))
-    except typer.Abort:
-        return 130
+        at = getattr(exc, "ctx", None)
+        path = at.command_path if at else " ".join(["vadplab", *filter(None, [chosen(argv)])])
+        message = said or f"{path} needs one of the commands above"
+        return out.error(InputError(message, next=f"`{path} --help` shows the usage."))
+    except (KeyboardInterrupt, typer.Abort):
+        return interrupted(argv)
     except BrokenPipeError:
         return 1
+
+
+def interrupted(argv: list[str]) -> int:
+    """Says that Ctrl-C ended the command; commands that have something to take back do so before, and say it themselves."""
+    from engine.console.commands import Interrupted
+
+    return Out("--json" in argv).error(Interrupted("interrupted"))

@@ -14,6 +14,7 @@ import pytest
 from lab.cli import main
 from lab.cli.app import chosen, rearranged
 from lab.cli.registry import COMMANDS
+from lab.realise import folders
 from lab.realise.mounts import CODE
 
 
@@ -205,3 +206,16 @@ def test_fake_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_option_names_the_command_whose_usage_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["firewall", "block", "H5", "--with", "drip"]) == 2
     assert "`vadplab firewall block --help`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["labs"], ["labs", "--json"]])
+def test_ctrl_c_in_a_command_with_nothing_to_take_back(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "existing", interrupted)
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "console.interrupted" in (said.out if "--json" in words else said.err)
