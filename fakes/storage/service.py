@@ -46,6 +46,7 @@ class Service:
             "snapshot.remove": self._snapshot_remove,
             "snapshot.revert": self._snapshot_revert,
             "snapshot.label": self._snapshot_label,
+            "snapshot.rename": self._snapshot_rename,
             "file.list": self._file_list,
             "file.stat": self._file_stat,
             "file.read": self._file_read,
@@ -156,6 +157,10 @@ class Service:
     def _snapshot_label(self, vm: str, id: int | str, ref: str | None) -> None:
         with self.store.lock:
             snapshots.label(self.store, self.store.vm(vm), int(id), ref)
+
+    def _snapshot_rename(self, vm: str, id: int | str, name: str | None = None, description: str | None = None) -> None:
+        with self.store.lock:
+            snapshots.rename(self.store, self.store.vm(vm), int(id), name, description)
 
     # -- files -------------------------------------------------------------------------------------------------------
 

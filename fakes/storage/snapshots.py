@@ -155,6 +155,15 @@ def label(store: Datastore, vm: Vm, identity: int, ref: str | None) -> None:
         store.save()
 
 
+def rename(store: Datastore, vm: Vm, identity: int, name: str | None, description: str | None) -> None:
+    """Gives a snapshot another name or description; None keeps the one it has. Its truth record keeps the first ones."""
+    with store.lock:
+        snapshot = vm.snapshot(identity)
+        snapshot.name = snapshot.name if name is None else name
+        snapshot.description = snapshot.description if description is None else description
+        store.save()
+
+
 def shown(vm: Vm, snapshot: SnapshotRecord) -> dict[str, Any]:
     """The snapshot as the fabric shows it, with the files' present names."""
     disks = []

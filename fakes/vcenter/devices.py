@@ -22,6 +22,7 @@ ALLOWED = (
     "config.hardware.device",
     "layoutEx.snapshot",
     "runtime.consolidationNeeded",
+    "snapshot",
     "config.guestFullName",
     "guest.",
     "summary.guest.",

@@ -59,11 +59,7 @@ class Runner:
         await context.require_login()
         world, method = context.world, context.call.method
         if name is None:
-            try:
-                await world.admin.properties(entity, "name")
-            except vmodl.fault.ManagedObjectNotFound as exc:
-                raise not_found(entity) from exc
-            name = world.places.vm_name(entity._moId) or entity._moId
+            name = await self._name(context, entity)
         detail.update({"vm": name, "snapshot": None, **detail})
         context.detail = {**detail, "state": "queued"}
         if not self._owner.owns_tasks:
@@ -77,6 +73,22 @@ class Runner:
         context.detail["task"] = owned.reference._moId
         self._owner.spawn(self._in_background(context, name, owned, work, detail))
         return Reply.xml(200, soap.reply(method, owned.reference))
+
+    async def at_once(self, context: Context, vm: Any, work: Work, detail: dict[str, Any]) -> Reply:
+        """Answers a call that has no task when `work` is done."""
+        await context.require_login()
+        name = await self._name(context, vm)
+        detail = {"vm": name, **detail}
+        context.detail = {**detail, "state": "queued"}
+        await asyncio.shield(asyncio.ensure_future(self._synchronously(context, name, work, detail)))
+        return Reply.xml(200, soap.reply(context.call.method))
+
+    async def _name(self, context: Context, vm: Any) -> str:
+        try:
+            await context.world.admin.properties(vm, "name")
+        except vmodl.fault.ManagedObjectNotFound as exc:
+            raise not_found(vm) from exc
+        return context.world.places.vm_name(vm._moId) or str(vm._moId)
 
     async def _synchronously(self, context: Context, name: str, work: Work, detail: dict[str, Any]) -> tuple[Any, Any]:
         async with self._owner.lock(name):

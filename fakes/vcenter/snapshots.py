@@ -40,6 +40,7 @@ class Snapshots:
         return {
             "CreateSnapshot_Task": self.create,
             "CreateSnapshotEx_Task": self.create,
+            "RenameSnapshot": self.rename,
             "RemoveSnapshot_Task": self.remove,
             "RemoveAllSnapshots_Task": self.remove_all,
             "ConsolidateVMDisks_Task": self.consolidate,
@@ -50,8 +51,7 @@ class Snapshots:
     async def create(self, context: Context) -> Reply:
         """CreateSnapshot_Task, CreateSnapshotEx_Task."""
         values = soap.arguments(context.raw)
-        if not values.get("name") or len(values["name"]) > 80:
-            raise SoapFault(vim.fault.InvalidName(name=values.get("name") or ""), "The name of a snapshot is missing")
+        _check_name(values.get("name") or "")
         vm = context.world.admin.object("VirtualMachine", context.call.this_id)
         quiesce = values.get("quiesceSpec")
         if quiesce is None and values.get("quiesce"):
@@ -63,6 +63,26 @@ class Snapshots:
             )
 
         return await self._runner.run(context, vm, work, {"name": values["name"]})
+
+    async def rename(self, context: Context) -> Reply:
+        """RenameSnapshot: another name, another description, or both; vcsim has no such call."""
+        values = soap.arguments(context.raw)
+        name, description = values.get("name"), values.get("description")
+        if name is not None:
+            _check_name(name)
+        snapshot = context.world.admin.object("VirtualMachineSnapshot", context.call.this_id)
+        vm = await vm_of(context, snapshot)
+
+        async def work() -> tuple[Any, Any]:
+            managed, storage = self._runner.managed(context.world, vm), self._owner.storage
+            known = context.world.snapshots.get(managed.name, {}) if managed is not None else {}
+            if managed is not None and storage is not None and snapshot._moId in known:
+                await storage.rename(managed, known[snapshot._moId], name, description)
+            told = {"name": name, "description": description}
+            await _retell(context.world, vm, {snapshot._moId: {k: v for k, v in told.items() if v is not None}})
+            return None, None
+
+        return await self._runner.at_once(context, vm, work, {"snapshot": snapshot._moId})
 
     async def remove(self, context: Context) -> Reply:
         """RemoveSnapshot_Task."""
@@ -217,6 +237,7 @@ class Snapshots:
     async def _add(self, world: World, vm: VirtualMachine, state: StoredVm, snapshots: list[StoredSnapshot]) -> None:
         assert self._owner.storage is not None
         reference = world.places.vms[vm.name]
+        times: dict[str, dict[str, Any]] = {}
         for stored in snapshots:
             await devices.set_chains(world, reference, frozen_chains(state, stored), stored.change_ids)
             task = await world.admin.call(
@@ -230,9 +251,12 @@ class Snapshots:
             made = await world.admin.finished(task)
             await devices.pin_layout(world, reference)
             world.snapshots.setdefault(vm.name, {})[made._moId] = stored.id
+            if stored.created is not None:
+                times[made._moId] = {"createTime": stored.created}
             if self._owner.owns_tasks:  # the reference that counts is vCenter's
                 await self._owner.storage.label(vm, stored.id, made._moId)
         await devices.set_chains(world, reference, state.chains, state.change_ids)
+        await _retell(world, reference, times)
 
     async def reconcile(self, world: World, vm: VirtualMachine) -> None:
         """Shows snapshots that came or went without this gateway (through the other view), under the VM's lock."""
@@ -256,6 +280,25 @@ class Snapshots:
         missing = [stored for stored in state.snapshots if stored.id not in known.values()]
         await self._add(world, vm, state, missing)
         await self._settle(world, reference, vm)
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name) > 80:
+        raise SoapFault(
+            vim.fault.InvalidName(name=name), "The name of a snapshot is missing, or longer than 80 characters"
+        )
+
+
+async def _retell(world: World, vm: Any, told: dict[str, dict[str, Any]]) -> None:
+    """Makes vcsim show snapshots with other values in its tree, by reference and by the name of the field."""
+    info = (await world.admin.properties(vm, "snapshot")).get("snapshot") if any(told.values()) else None
+    if info is None:
+        return
+    for moid, values in told.items():
+        node = find(info.rootSnapshotList, moid)
+        for field, value in values.items() if node is not None else ():
+            setattr(node, field, value)
+    await devices.assign(world, vm, {"snapshot": info})
 
 
 async def vm_of(context: Context, snapshot: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class StoredSnapshot:
     id: Any
     name: str
     description: str
+    created: datetime | None
     parent: Any
     frozen: dict[int, str]
     change_ids: dict[int, str | None]
@@ -88,6 +90,7 @@ def _snapshot(datastore: str, raw: dict[str, Any]) -> StoredSnapshot:
         raw["id"],
         raw.get("name") or "",
         raw.get("description") or "",
+        datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
         raw.get("parent"),
         {int(disk["key"]): _absolute(datastore, disk["frozen"]) for disk in raw["disks"]},
         {int(disk["key"]): disk.get("change_id") for disk in raw["disks"]},
@@ -180,6 +183,10 @@ class Storage:
     async def label(self, vm: VirtualMachine, snapshot: Any, reference: str) -> None:
         """Remembers the vSphere reference of a snapshot."""
         await self._call(vm, "snapshot.label", id=snapshot, ref=reference)
+
+    async def rename(self, vm: VirtualMachine, snapshot: Any, name: str | None, description: str | None) -> None:
+        """Gives a snapshot another name or description (None: as it is)."""
+        await self._call(vm, "snapshot.rename", id=snapshot, name=name, description=description)
 
     async def merge(self, vm: VirtualMachine, snapshot: Any, *, children: bool) -> None:
         """Removes a snapshot by merging its layers."""

@@ -69,6 +69,9 @@ def test_snapshot_names_and_locks(storage: StorageProcess) -> None:
         in base64.b64decode(storage.call("file.read", path="web/web.vmx")).decode()
     )
     storage.call("snapshot.label", vm="web", id=snap["id"], ref="snapshot-7")
+    storage.call("snapshot.rename", vm="web", id=snap["id"], name="renamed", description=None)
+    [renamed] = storage.call("vm.get", vm="web")["snapshots"]
+    assert (renamed["name"], renamed["description"], renamed["ref"]) == ("renamed", snap["description"], "snapshot-7")
     second = storage.call("snapshot.create", vm="web", name="two", description="")
     assert second["parent"] == snap["id"]
     storage.call("snapshot.remove", vm="web", id=snap["id"], children=False)

@@ -108,6 +108,10 @@ class StorageDouble:
     def snapshot_label(self, vm: str, id: int, ref: str) -> None:
         next(s for s in self._vm(vm)["snapshots"] if s["id"] == id)["ref"] = ref
 
+    def snapshot_rename(self, vm: str, id: int, name: str | None, description: str | None) -> None:
+        held = next(s for s in self._vm(vm)["snapshots"] if s["id"] == id)
+        held |= {k: v for k, v in (("name", name), ("description", description)) if v is not None}
+
     def vm_list(self) -> list[dict[str, Any]]:
         return [self.vm_get(name) for name in self.vms]
 

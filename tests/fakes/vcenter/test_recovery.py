@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_inventory_and_snapshots_come_back(site: Site) -> None:
     assert files(vm.config) == before == stored(site)
     [root] = vm.snapshot.rootSnapshotList
     assert (root.name, root.description) == ("one", "about one")
+    assert root.createTime == datetime(2026, 1, 1, tzinfo=UTC), "when it was taken, as the storage has it"
     assert [child.name for child in root.childSnapshotList] == ["three"]
     assert vm.snapshot.currentSnapshot == root.childSnapshotList[0].snapshot
     assert vm.runtime.powerState == "poweredOn"

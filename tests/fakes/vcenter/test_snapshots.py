@@ -79,6 +79,27 @@ def test_snapshot_names_the_frozen_file_and_the_vm_the_delta(site: Site, vm: Any
     assert site.fabric.storage.vms["files-vm"]["snapshots"] == []
 
 
+def test_a_renamed_snapshot(site: Site, vm: Any) -> None:
+    first, second = take(vm, "1"), take(vm, "2")
+    made = vm.snapshot.rootSnapshotList[0].createTime
+    first.RenameSnapshot(name="renamed", description=None)
+    second.RenameSnapshot(name=None, description="what it is for")
+    [root] = vm.snapshot.rootSnapshotList
+    assert (root.name, root.description, root.createTime) == ("renamed", "about 1", made)
+    assert [(s.name, s.description) for s in root.childSnapshotList] == [("2", "what it is for")]
+    assert vm.snapshot.currentSnapshot._moId == second._moId
+    assert site.fabric is not None
+    kept = site.fabric.storage.vms["files-vm"]["snapshots"]
+    assert [(s["name"], s["description"]) for s in kept] == [("renamed", "about 1"), ("2", "what it is for")]
+    for name in ("", "x" * 81):
+        with pytest.raises(vim.fault.InvalidName):
+            first.RenameSnapshot(name=name)
+    WaitForTask(first.RemoveSnapshot_Task(removeChildren=False))
+    assert [s.name for s in vm.snapshot.rootSnapshotList] == ["2"]
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        first.RenameSnapshot(name="gone")
+
+
 def test_removing_a_snapshot_below_another(site: Site, vm: Any) -> None:
     first, second, third = take(vm, "1"), take(vm, "2"), take(vm, "3")
     WaitForTask(first.RemoveSnapshot_Task(removeChildren=False))
