@@ -18,6 +18,7 @@ from fakes.esxi.wire import WireError
 
 Buffer = bytes | bytearray | memoryview
 _RECEIVE = 256 << 10
+_SEND = 128 << 10
 _VECTORS = 512
 
 
@@ -168,6 +169,8 @@ class TlsChannel(Channel):
         for buffer in buffers:
             if len(buffer):
                 self._tls.write(buffer)  # a memory BIO takes everything
+                if self._out.pending >= _SEND:  # one that grows further costs more than its bytes
+                    self._flush()
         self._flush()
 
     def leave(self) -> Channel:
