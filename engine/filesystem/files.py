@@ -19,7 +19,7 @@ from engine.errors import InputError, RemoteError
 from engine.filesystem.ext4 import Inode, Readable
 from engine.filesystem.partitions import open_system
 from engine.store.errors import FormatError, StoreError
-from engine.store.sparse import TargetFile
+from engine.store.sparse import FileNotWritten
 
 _DEEPEST = 200
 
@@ -85,14 +85,14 @@ class DiskFiles:
         sockets are left out. The root's contents go directly into `to`.
 
         Raises:
-            PathNotFound. TargetFile: it cannot be written, or a file of that name exists. Damaged: naming point and offset.
+            PathNotFound. FileNotWritten: it cannot be written, or a file of that name exists. Damaged: naming point and offset.
         """
         inode, real = self.system.resolve(path, follow=False)
         done = Extracted()
         try:
             top = os.open(to, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
-            raise TargetFile(f"{to}: {exc.strerror}") from exc
+            raise FileNotWritten(f"{to}: {exc.strerror}") from exc
         try:
             if name := real.rpartition("/")[2]:
                 self._write(inode, name, top, real, done, frozenset())
@@ -125,12 +125,12 @@ class DiskFiles:
                 case _:
                     done.skipped.append(f"{_shown(path)}: a device, pipe or socket")
         except FileExistsError as exc:
-            raise TargetFile(
+            raise FileNotWritten(
                 f"{_shown(path)}: a file of that name exists",
                 next="Nothing is overwritten: name another folder, or take the file away.",
             ) from exc
         except OSError as exc:
-            raise TargetFile(f"{_shown(path)}: cannot be written: {exc.strerror or exc}") from exc
+            raise FileNotWritten(f"{_shown(path)}: cannot be written: {exc.strerror or exc}") from exc
 
     def _write_file(self, inode: Inode, name: str, folder: int) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

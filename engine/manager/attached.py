@@ -67,7 +67,7 @@ async def _store(run: Run, vm: VmRun, task: DiskTask, *, attached: bool) -> None
         await run.remember(vm, attached=[*others, mine] if attached else others)
 
 
-async def detach_left(run: Run, vm: VmRun, task: DiskTask | None = None) -> None:
+async def detach_left(run: Run, vm: VmRun, task: DiskTask | None = None, *, step: str) -> None:
     """Detaches what Data Movers of this VM (of one task) did not detach themselves: they died. Never raises.
 
     A living mover detaches while it ends, and this finds nothing.
@@ -78,9 +78,9 @@ async def detach_left(run: Run, vm: VmRun, task: DiskTask | None = None) -> None
         return
     try:
         for uuid in dict.fromkeys(uuid for uuid, _ in mine):
-            found = await run.vsphere.detach(uuid, [path for one, path in mine if one == uuid])
+            found = await run.vsphere.detach(uuid, [path for one, path in mine if one == uuid], step=step)
             for path in found:
-                run.report.note(f"{path} was left attached to a proxy: detached", step="22", vm=vm.name)
+                run.report.note(f"{path} was left attached to a proxy: detached", step=step, vm=vm.name)
         await run.remember(vm, attached=[one for one in left if one not in mine])
     except Exception as exc:
         run.warn(vm, as_error(exc))

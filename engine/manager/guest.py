@@ -52,7 +52,7 @@ class GuestRun:
         guest, name = self._info.guest, self._vm.name
         if guest.family == "windowsGuest":
             raise GuestNotSupported(
-                f"{name}: Windows guests are not processed over the network", step="10", target=name
+                f"{name}: Windows guests are not processed over the network", step="12", target=name
             )
         if not guest.tools_running or not guest.address:
             raise GuestAddressUnknown(f"{name}: VMware Tools report no address", step="12", target=name)

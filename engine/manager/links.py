@@ -19,7 +19,6 @@ from engine.rpc.frames import WireClosed
 from engine.rpc.identity import Identity
 from engine.vsphere.link import VSphereLink
 
-STORE_DEADLINE = 600.0
 MARGIN = 30.0
 ALIVE = 60.0
 """Seconds without a sign of life in a call that the repository works on for long."""

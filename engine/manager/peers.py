@@ -138,8 +138,8 @@ class VSphere(Protocol):
     async def frozen_paths(self, snapshot: Snapshot, *, step: str) -> dict[int, str]:
         """Device key → path of the file that a snapshot froze: what is read, and all that a living run attaches."""
 
-    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = ...) -> list[str]:
-        """Before step 22: detaches disks that a dead mover left attached to the proxy's VM; gives those that were."""
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str) -> list[str]:
+        """Detaches disks that a dead mover left attached to the proxy's VM; gives those that were."""
 
     async def create_snapshot(self, vm: VmInfo, name: str, description: str, *, timeout: float) -> Snapshot:
         """Step 15."""

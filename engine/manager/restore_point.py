@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The restore point of one VM, between steps 16 and 22: what it stands on, its hidden beginning, its visible end; retention.
+"""The restore point of one VM: what it may stand on (5a); between 16 and 22 its hidden beginning and visible end; retention.
 
 `kind` and `parent` of a point are decided by `reading.base`, how each disk is read by `reading.intend` and `reading.settled`.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from engine.errors import VadplabError
 from engine.manager import reading, results
-from engine.manager.errors import RetentionFailed, as_error
+from engine.manager.errors import NoSpace, RetentionFailed, as_error
 from engine.manager.peers import Transport
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
@@ -21,8 +23,28 @@ COMMIT_PATIENCE = 60.0
 """Seconds that a stop waits for the repository to answer whether the restore point became visible."""
 
 
+async def look_at_chain(run: Run, task: DiskTask, transport: Transport) -> None:
+    """Part of step 5a, once a VM: asks the repository what a new point could stand on, and whether there is room. Raises NoSpace."""
+    vm = run.vm_of(task)
+    async with run.chains.setdefault(vm.name, asyncio.Lock()):
+        if vm.newest is None:
+            vm.newest = await transport.newest_point(run.job["name"], vm.name, vm.capacity)
+    full = bool(run.job.get("full")) or vm.newest["point"] is None
+    need, free = int(vm.newest["need" if full else "need_incremental"]), int(vm.newest["free"])
+    if need > free:
+        raise NoSpace(
+            f"{vm.name}: {task.repository} has {free >> 20} MiB free, a new restore point needs about {need >> 20} MiB",
+            step="5a",
+            host=task.repository,
+        )
+
+
 class RestorePoint:
-    """The new restore point of `vm`, on the connection of step 5a."""
+    """The new restore point of `vm`, on the connection of step 5a.
+
+    Its events carry the numbers of the steps whose connections they use: 15 what vCenter is asked, 21 the beginning and the end;
+    the note of what it stands on is 17.
+    """
 
     def __init__(self, run: Run, vm: VmRun, transport: Transport) -> None:
         self._run = run

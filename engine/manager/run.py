@@ -11,7 +11,7 @@ from engine import snapshots
 from engine.errors import VadplabError
 from engine.events import EventLog
 from engine.guest.channel import Scripts
-from engine.manager.errors import NoSpace, ProxyLost, as_error
+from engine.manager.errors import ProxyLost, as_error
 from engine.manager.guest import GuestRun
 from engine.manager.peers import Mover, Peers, Transport, VSphere
 from engine.manager.tasks import DiskTask, VmRun
@@ -43,7 +43,7 @@ class Run:
         self.pending: dict[str, dict[str, Any]] = {}
         """What must be put right should this process die now: `{vm: {guest, snapshot, attached}}`."""
         self._transports: dict[str, asyncio.Task[Transport]] = {}
-        self._chains: dict[str, asyncio.Lock] = {}
+        self.chains: dict[str, asyncio.Lock] = {}
 
     @property
     def all_tasks(self) -> list[DiskTask]:
@@ -185,21 +185,6 @@ class Run:
     def failover(self) -> bool:
         """Whether a task may be read in a lesser mode than the best."""
         return bool(self.job.get("failover", True))
-
-    async def look_at_chain(self, task: DiskTask, transport: Transport) -> None:
-        """Once a VM: asks the repository what a new point could stand on, and whether there is room. Raises NoSpace."""
-        vm = self.vm_of(task)
-        async with self._chains.setdefault(vm.name, asyncio.Lock()):
-            if vm.newest is None:
-                vm.newest = await transport.newest_point(self.job["name"], vm.name, vm.capacity)
-        full = bool(self.job.get("full")) or vm.newest["point"] is None
-        need, free = int(vm.newest["need" if full else "need_incremental"]), int(vm.newest["free"])
-        if need > free:
-            raise NoSpace(
-                f"{vm.name}: {task.repository} has {free >> 20} MiB free, a new restore point needs about {need >> 20} MiB",
-                step="5a",
-                host=task.repository,
-            )
 
     async def another_proxy(self, task: DiskTask, error: VadplabError, *, step: str) -> str | None:
         """Another proxy for a task whose own is lost, once; None when there is none. It needs slots there, and new movers."""

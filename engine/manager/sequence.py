@@ -5,11 +5,12 @@
     run                           2  3  4     once a job
       start_tasks                 5a 5b 6  7  for all tasks (again for a disk that appears at step 8, or whose proxy is lost)
                                   8           once a job
-      back_up                     9 to 16     per VM, one after the other, guests first
-        read_disks                            per VM: vCenter is asked what changed, the restore point begins, hidden
-          _read                   17 to 21    per task, at the same time, as far as slots allow
+      back_up_all                             VMs one after the other up to 16, guests first; then beside each other
+        back_up                   9 to 16     per VM
+          read_disks                          per VM: vCenter is asked what changed, the restore point begins, hidden
+            _read                 17 to 21    per task, at the same time, as far as slots allow
                                               per VM: the restore point becomes visible
-                                  22          per VM, whatever happened to it after 15 was asked for
+          leave_vm                22          per VM, whatever happened to it after 15 was asked for
     retain                                    per VM with a new restore point
 
 Rules that hold everywhere: a task that fails fails its VM, but one whose proxy is lost is tried once on another; a VM that fails
@@ -31,7 +32,7 @@ from engine.guest.channel import Scripts
 from engine.manager import attached, results, tasks
 from engine.manager.errors import DiskAppeared, DiskGone, ModeFailover, ModeNotPossible, VmMissing, as_error
 from engine.manager.guest import GuestRun
-from engine.manager.restore_point import RestorePoint, retain
+from engine.manager.restore_point import RestorePoint, look_at_chain, retain
 from engine.manager.run import Run
 from engine.manager.tasks import DiskTask, VmRun
 from engine.modes.names import HOTADD, NETWORK, SAN, usable
@@ -122,7 +123,7 @@ class BackupSequence(Run):
 
         async def start(task: DiskTask) -> None:
             transport = await self.transport(task.repository, "5a")
-            await self.look_at_chain(task, transport)
+            await look_at_chain(self, task, transport)
             self.ports[task.id, "target"] = await transport.start_mover(task.id, "target")
 
         await self.for_tasks("5a", started, start)
@@ -295,20 +296,25 @@ class BackupSequence(Run):
     async def leave_vm(self, vm: VmRun) -> None:
         """Whatever became of the VM: its movers end, disks are detached from proxies, its snapshot is committed."""
         await self.end_movers(vm.tasks)
-        await attached.detach_left(self, vm)
+        await attached.detach_left(self, vm, step="22")
         await self.step_22_commit_snapshot(vm)
 
     # Guest processing (2): Windows guests (9 to 11) and Tools quiescence (14) are for a later version
 
     def step_9_windows_guest_address(self, vm: VmRun) -> None:
-        self.report.skipped("9", "no Windows guest is processed in this job", task=vm.name)
+        self._skip_windows("9", vm)
 
     def step_10_connect_to_windows_guest(self, vm: VmRun) -> None:
-        self.report.skipped("10", "no Windows guest is processed in this job", task=vm.name)
+        self._skip_windows("10", vm)
 
     def step_11_windows_guest_over_vix(self, vm: VmRun) -> None:
         """Never for a Linux guest: no failover from SSH to guest operations."""
-        self.report.skipped("11", "no Windows guest is processed in this job", task=vm.name)
+        self._skip_windows("11", vm)
+
+    def _skip_windows(self, step: str, vm: VmRun) -> None:
+        windows = vm.info is not None and vm.info.guest.family == "windowsGuest"
+        why = "Windows guests are for a later version" if windows else "it is no Windows guest"
+        self.report.skipped(step, why, task=vm.name)
 
     async def step_12_guest_address(self, vm: VmRun, guest: GuestRun) -> str | None:
         if not guest.wanted:
@@ -406,7 +412,7 @@ class BackupSequence(Run):
                 if other is None:
                     raise
             await self.end_movers([task])
-            await attached.detach_left(self, vm, task)
+            await attached.detach_left(self, vm, task, step="20b")
             self.give_slots(task)
             held, task.proxy = False, other
             await self.take_slots(task)

@@ -25,7 +25,6 @@ from engine.modes.proxy_lock import ProxyLock
 from engine.vsphere import ObjectNotFound, VSphere, VSphereFault, attached
 from engine.vsphere.attached import NONPERSISTENT, PERSISTENT, path_of, same_path
 
-DEVICES = Path("/dev/disk/by-id")
 STEP = "20b"
 ATTACH_DEADLINE = 60.0
 DEVICE_DEADLINE = 30.0

@@ -104,8 +104,7 @@ class Mover:
                 task.set_rules(protocol.parse(protocol.Rules, call.method, params))
                 return {}
             case "data.listen":
-                protocol.parse(protocol.Empty, call.method, params)
-                return await task.data_listen()
+                return await task.data_listen(protocol.parse(protocol.DataListen, call.method, params))
             case "data.connect":
                 await task.data_connect(protocol.parse(protocol.DataConnect, call.method, params))
                 return {}

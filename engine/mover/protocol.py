@@ -4,7 +4,7 @@
 method          parameters                                      result
 hello           token                                           {name, role, version}; must be the first call
 rules           throttle, compression, workers, silence         {}                              step 6
-data.listen     -                                               {port, token}                   step 7, this side listens
+data.listen     as_step                                         {port, token}                   step 7, this side listens
 data.connect    host, port, token, name, as_step                {}                              step 7, this side connects
 source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
                 disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins; progress {step, phase, text}
@@ -83,6 +83,12 @@ class Rules(_Params):
     compression: Compression = Compression()
     workers: int = Field(default=2, ge=1, le=16)
     silence: float = Field(default=30.0, gt=0, le=600)
+
+
+class DataListen(_Params):
+    """`as_step`: 7, another in a restore."""
+
+    as_step: str = "7"
 
 
 class DataConnect(_Params):

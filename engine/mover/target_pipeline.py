@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import ConnectError, RemoteError, VadplabError
 from engine.mover.batches import batch_of
 from engine.mover.datalink import DataLink
-from engine.mover.errors import DataProtocol, NotReady, Stopped
+from engine.mover.errors import DataLinkSilent, DataProtocol, Stopped
 from engine.store.clusters import CLUSTER_BITS
 from engine.store.errors import on_host
 from engine.store.point_disk import PointDisk
@@ -66,7 +66,7 @@ class TargetPipeline:
             VadplabError: why the disk is not complete.
         """
         if not self.wait(deadline):
-            raise NotReady(f"{self.disk.file}: the stream has not ended after {deadline:.0f} s", step="21")
+            raise DataLinkSilent(f"{self.disk.file}: the stream has not ended after {deadline:.0f} s", step="21")
         if self._error is not None:
             raise self._error
         stored = self.disk.commit(root=self._root)

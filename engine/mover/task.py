@@ -19,7 +19,7 @@ from engine.events import EventLog
 from engine.mover import comparison, datalink, protocol
 from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink, DataListener
-from engine.mover.errors import NotReady
+from engine.mover.errors import DataProtocol, NotReady
 from engine.mover.reader_pipeline import answer_reads, send_disk
 from engine.mover.roles import Role
 from engine.mover.target_pipeline import TargetPipeline
@@ -67,14 +67,14 @@ class MoverTask:
 
     # Step 7
 
-    async def data_listen(self) -> dict[str, Any]:
+    async def data_listen(self, params: protocol.DataListen) -> dict[str, Any]:
         """Listens for the other mover; gives port and token."""
         self._need(self._link is None, "the data link exists already")
         listener = self._listener = DataListener(self.config.listen, self.config.mover_ports, self.identity)
-        silence = self.rules.silence
+        silence, step = self.rules.silence, params.as_step
 
         def accept() -> DataLink:
-            link, _ = listener.accept(deadline=LINK_DEADLINE, stop=self._stop, step="7", welcome={}, silence=silence)
+            link, _ = listener.accept(deadline=LINK_DEADLINE, stop=self._stop, step=step, welcome={}, silence=silence)
             return self._opened(link)
 
         self._link = background(accept)
@@ -190,7 +190,7 @@ class MoverTask:
         work = background(lambda: target.commit(STREAM_DEADLINE))
         stored = await reported(work, report, lambda: {"stored": target.disk.stored, "total": target.disk.size})
         if params.root is not None and params.root != target.root:
-            raise NotReady("the source reports another root digest than it sent", step="21")
+            raise DataProtocol("the source reports another root digest than it sent", step="21")
         return stored.to_dict()
 
     # Steps r3 and r6 to r10 on the repository

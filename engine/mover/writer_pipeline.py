@@ -17,9 +17,8 @@ from engine.modes.writer import DiskWriter
 from engine.mover.batches import batch_of
 from engine.mover.datalink import DataLink
 from engine.mover.errors import DataProtocol, Stopped
-from engine.store.clusters import BATCH, CLUSTER_BITS, DIGEST, Unpacker
+from engine.store.clusters import BATCH, CLUSTER_BITS, DIGEST, Unpacker, matches
 from engine.store.errors import Damaged, FormatError
-from engine.store.verify import matches
 
 DRAIN = 3.0
 _Batch = tuple[int, list[int], bytes, bytes]
@@ -129,7 +128,7 @@ class WriterPipeline:
         try:
             for position, data in unpacker.unpack(lengths, memoryview(payload)):
                 offset = (first + position) << CLUSTER_BITS
-                if not matches(bytes(data), digests[position * DIGEST : (position + 1) * DIGEST]):
+                if not matches(data, digests[position * DIGEST : (position + 1) * DIGEST]):
                     raise Damaged(f"received data at offset {offset} does not match its digest", step=self._step)
                 if filled and (offset != begin + filled or filled == len(room)):
                     self._disk.write(begin, room[:filled])

@@ -257,7 +257,7 @@ class VmRestore:
                 at = await disk.reader.call("reader.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
                 await _link(disk.writer, server, at)
             else:
-                at = await disk.writer.call("data.listen", step="r6")
+                at = await disk.writer.call("data.listen", step="r6", as_step="r6")
                 await _link(disk.reader, disk.proxy, at)
                 await disk.reader.call("reader.open", step="r6", deadline=points.STORE_DEADLINE, **opening)
 

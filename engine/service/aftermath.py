@@ -140,7 +140,7 @@ class Site:
             self._link = self._link or await self._login(self._vcenter)
             for uuid in dict.fromkeys(uuid for uuid, _ in self.attached.get(vm, [])):
                 paths = [path for one, path in self.attached[vm] if one == uuid]
-                for path in await self._link.detach(uuid, paths):
+                for path in await self._link.detach(uuid, paths, step="22"):
                     self._events.note(f"{path} was left attached to a proxy: detached", step="22", vm=vm)
                 self.attached[vm] = [one for one in self.attached[vm] if one[0] != uuid]
             return await self._link.commit_snapshots(vm, mark, timeout=timeout)

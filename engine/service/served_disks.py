@@ -3,7 +3,7 @@
 
 restore.disk {point, disk, vm?, session?} → where the console fetches it (r3); restore.files: the same, of which the console
 reads what single files need; restore.end {session, result}
-recovery.start {point, vm?, disks?, port?, session?} → {disks: [{key, label, size, host, name, port}], …};
+recovery.start {point, vm?, disks?, port?, session?} → {host, name, disks: [{key, label, size, port}], …};
 recovery.stop {session, result}
 """
 

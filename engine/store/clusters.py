@@ -130,6 +130,13 @@ def check(piece: bytes | memoryview, digest: bytes | memoryview) -> bool:
     return bool(blake3(piece).digest() == digest)
 
 
+def matches(data: bytes | memoryview | None, digest: bytes) -> bool:
+    """Whether a cluster (None: zeros) has this entry of the digest table."""
+    if data is None:
+        return digest == ZERO_DIGEST
+    return digest != ZERO_DIGEST and check(data, digest)
+
+
 def check_batch(
     first: int, lengths: Sequence[int], digests: bytes, payload: int, *, clusters: int, cluster: int
 ) -> None:

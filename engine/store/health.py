@@ -16,12 +16,12 @@ from urllib.parse import unquote
 
 from engine.errors import VadplabError
 from engine.store import blocks, chain, locks, marker
-from engine.store.clusters import CLUSTER, Unpacker
+from engine.store.clusters import CLUSTER, Unpacker, matches
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 from engine.store.manifest import FILE, POINT_ID, DiskEntry, Manifest
 from engine.store.qcow2.reader import Qcow2Reader
-from engine.store.verify import check_clusters, matches, verify_disk, walk
+from engine.store.verify import check_clusters, verify_disk, walk
 
 _NAMED = 8
 

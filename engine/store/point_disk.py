@@ -16,13 +16,13 @@ from types import TracebackType
 
 from engine.errors import VadplabError
 from engine.store import chain, health, locks
-from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker
+from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker, matches
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.qcow2.layout import TABLE_ENTRIES
 from engine.store.qcow2.reader import Payload, Qcow2Reader
-from engine.store.verify import THREADS, check_clusters, matches
+from engine.store.verify import THREADS, check_clusters
 
 LOCK_WAIT = 5.0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.store import durable
-from engine.store.clusters import DIGEST, ZERO_DIGEST, Unpacker, check
+from engine.store.clusters import DIGEST, Unpacker, matches
 from engine.store.errors import Damaged, FormatError
 
 _PAGE = 4096
@@ -23,7 +23,7 @@ _ARENA = 4 << 20
 Piece = bytes | memoryview
 
 
-class TargetFile(InputError):
+class FileNotWritten(InputError):
     """The file to restore to cannot be written."""
 
     code = "store.target"
@@ -66,7 +66,7 @@ class SparseFile:
             raise FormatError(f"clusters at {first} lie outside a disk of {self.size} bytes")
         for position, data in run.unpacker.unpack(lengths, payload):
             digest = digests[position * DIGEST : (position + 1) * DIGEST]
-            if digest == ZERO_DIGEST or not check(data, digest):
+            if not matches(data, digest):
                 offset = (first + position) * cluster
                 raise Damaged(f"{self.path.name}: received data at offset {offset} does not match its digest")
             run.add(first + position, data)
@@ -160,5 +160,5 @@ def _open_direct(path: Path) -> int:
         return -1
 
 
-def _refused(exc: OSError, path: Path) -> TargetFile:
-    return TargetFile(f"{path}: {exc.strerror or exc}")
+def _refused(exc: OSError, path: Path) -> FileNotWritten:
+    return FileNotWritten(f"{path}: {exc.strerror or exc}")

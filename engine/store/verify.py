@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.store.clusters import CLUSTER, DIGEST, ZERO_DIGEST, Unpacker, check
+from engine.store.clusters import CLUSTER, DIGEST, Unpacker, matches
 from engine.store.digests import DigestTable
 from engine.store.errors import FormatError
 from engine.store.qcow2 import layout
@@ -99,13 +99,6 @@ def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = TH
             report.held += held
             report.damaged.extend(bad)
     return report
-
-
-def matches(data: bytes | None, digest: bytes) -> bool:
-    """Whether a cluster (None: zeros) has this entry of the digest table."""
-    if data is None:
-        return digest == ZERO_DIGEST
-    return digest != ZERO_DIGEST and check(data, digest)
 
 
 def walk(reader: Qcow2Reader) -> list[str]:

@@ -90,7 +90,7 @@ class VSphereLink:
             what="disks of a snapshot",
         )
 
-    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = "22") -> list[str]:
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str) -> list[str]:
         return await in_thread(
             lambda: attached.detach_left(self._session, proxy_uuid, paths, step=step),
             deadline=DEADLINE,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from firewall_rules.evaluate import VERDICT_OF, evaluate
 from firewall_rules.lint import lint
-from firewall_rules.model import DEFAULT_RULE, INVALID_RULE, STRAY_RULE, Addresses, Matrix, Policy
+from firewall_rules.model import DEFAULT_RULE, INVALID_RULE, RESERVED, STRAY_RULE, Addresses, Matrix, Policy
 from firewall_rules.overlay import Overlay
-from firewall_rules.render.base import marks
+from firewall_rules.render.base import marks as connection_marks
 from firewall_rules.verdict import Verdict
 from lab.judge.evidence import Prediction
 
-BUILT_IN = frozenset({INVALID_RULE, STRAY_RULE, "established", "loopback"})
+BUILT_IN = RESERVED - {DEFAULT_RULE}
 """Rules that decide no new connection: what they log and count is no SYN."""
 
 SLACK_NS = 500_000_000
@@ -65,7 +65,7 @@ class PolicyBook:
         """What a rule or an overlay does to a new connection."""
         if rule == DEFAULT_RULE:
             return VERDICT_OF[self.policy.default]
-        if rule in BUILT_IN:
+        if rule in (INVALID_RULE, STRAY_RULE):
             return Verdict.TIMED_OUT
         known = self.policy.rule(rule) or self._overlay(rule)
         return VERDICT_OF[known.action] if known else None
@@ -77,7 +77,7 @@ class PolicyBook:
 
     def rule_of_mark(self, mark: int) -> str | None:
         """The rule of the policy, or the live change, that lets connections through with this mark."""
-        return marks(self.policy, [o for change in self.changes for o in change.overlays]).get(mark)
+        return connection_marks(self.policy, [o for change in self.changes for o in change.overlays]).get(mark)
 
     def rows_of_all_rules(self) -> list[tuple[str, str | None]]:
         """Rules of the policy, then every overlay that was in force at some time."""

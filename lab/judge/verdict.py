@@ -424,11 +424,9 @@ def not_attempted(row: Row, number: int, evidence: Evidence, foreign_rules: set[
     """The entry of a row that nobody attempted, with what the evaluator would have said."""
     world = evidence.world
     initiators, responders = world.with_role(row.initiators), world.with_role(row.responders)
-    prediction: Prediction | None = None
-    if initiators and responders:
-        prediction = evidence.rules.predict(
-            initiators[0].address, responders[0].address, row.protocol.parts[0], row.ports[0].first, evidence.began
-        )
+    pairs = [(one.address, other.address) for one in initiators for other in responders]
+    words = [evidence.rules.predict(*pair, row.protocol.parts[0], row.ports[0].first, evidence.began) for pair in pairs]
+    prediction = words[0] if len({(word.verdict, word.rule) for word in words}) == 1 else None
     nothing = Verdict.NOT_ATTEMPTED.value
     flow = Flow(
         number=number,
@@ -445,7 +443,8 @@ def not_attempted(row: Row, number: int, evidence: Evidence, foreign_rules: set[
         symptom=row.condition,
     )
     if prediction is None:
-        flow.reasons["predicted"] = "no host of this world has that role"
+        differ = "it differs between the hosts of these roles" if words else "no host of this world has that role"
+        flow.reasons["predicted"] = differ
     for witness in ("event", "packets", "socket"):
         flow.say(witness, nothing)
     flow.say("counter", nothing)

@@ -20,7 +20,7 @@ from engine.filesystem.files import DiskFiles
 from engine.filesystem.partitions import PartitionUnknown, open_system, partitions
 from engine.store.errors import Damaged, FormatError
 from engine.store.points import Points
-from engine.store.sparse import TargetFile
+from engine.store.sparse import FileNotWritten
 from engine.store.view import DiskView
 from tests.engine.store.disks import make_chain, make_point
 from tests.engine.store.test_verify import flip, places
@@ -179,10 +179,10 @@ def test_paths(tmp_path: Path, points: Points) -> None:
                 files.list(wrong)
         assert files.extract("/etc/hosts", out).files == 1
         assert (out / "hosts").read_text() == "127.0.0.1 localhost\n"
-        with pytest.raises(TargetFile, match="exists"):
+        with pytest.raises(FileNotWritten, match="exists"):
             files.extract("/etc/hosts", out)
         assert files.extract("links/out", out).links == 1 and (out / "out").is_symlink()
-        with pytest.raises(TargetFile):
+        with pytest.raises(FileNotWritten):
             files.extract("/etc", tmp_path / "nowhere")
 
 

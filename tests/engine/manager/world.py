@@ -378,7 +378,7 @@ class FakeVSphere:
     async def frozen_paths(self, snapshot: Snapshot, *, step: str) -> dict[int, str]:
         return self.world.froze.get(snapshot.moref, {})
 
-    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str = "22") -> list[str]:
+    async def detach(self, proxy_uuid: str, paths: list[str], *, step: str) -> list[str]:
         await self.world.do("detach", proxy_uuid)
         found = [path for path in paths if (proxy_uuid, path) in self.world.attached]
         self.world.attached -= {(proxy_uuid, path) for path in found}

@@ -54,7 +54,7 @@ class Link:
         self.committed.append(vm)
         return 1
 
-    async def detach(self, uuid: str, paths: list[str]) -> list[str]:
+    async def detach(self, uuid: str, paths: list[str], *, step: str) -> list[str]:
         assert not self.committed or self.committed == ["a"]  # before the snapshot of b
         self.detached += [[uuid, path] for path in paths]
         return paths
