@@ -96,6 +96,16 @@ def test_row_without_attempt_appears_once(tmp_path: Path) -> None:
     assert d2.predicted == "timed out" and set(d2.witnesses.values()) == {"not attempted"}
 
 
+def test_row_without_attempt_whose_hosts_differ(tmp_path: Path) -> None:
+    run = RunBuilder()
+    row = of_row("block-1", load_matrix("12.3").row("H5"), Action.DROP)
+    block = row.model_copy(update={"initiators": ("proxy-1",), "responders": ("esxi-1",)})
+    run.overlays = [{"utc": utc(0), "overlays": [block.model_dump(mode="json", by_alias=True)]}]
+    (h5,) = [f for f in run.report(tmp_path).flows if f.row == "H5"]
+    assert (h5.initiator, h5.predicted) == ("proxy-1, proxy-2", "could not check")
+    assert h5.reasons["predicted"] == "it differs between the hosts of these roles"
+
+
 def test_incomplete_capture_can_not_be_checked(tmp_path: Path) -> None:
     run = RunBuilder()
     run.capture["dropped"] = 3
