@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from engine.model.connect import Place
@@ -114,12 +115,14 @@ def container(folder: Path, tag: str) -> Iterator[Place]:
         made = made.with_env(f"POSTGRES_{name}", value)
     with made.with_env("PGPORT", str(port)).with_command("postgres -c listen_addresses=127.0.0.1"):
         deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < deadline, made.get_logs()
-            time.sleep(0.05)
+        login = f"host=127.0.0.1 port={port} user=vadplab password={PASSWORD} dbname=vadplab connect_timeout=5"
+        while True:  # it listens before it lets anyone in
+            try:
+                psycopg.connect(login).close()
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, made.get_logs()
+                time.sleep(0.05)
         yield place(f"postgresql://vadplab@127.0.0.1:{port}/vadplab", password=password)
     if tag.startswith(MADE):
         made.get_docker_client().client.images.remove(tag, force=True)
