@@ -412,7 +412,7 @@ class BackupSequence(Run):
                 if other is None:
                     raise
             await self.end_movers([task])
-            await attached.detach_left(self, vm, task, step="20b")
+            await attached.detach_left(self, vm, task, step="22")  # part of what 22 clears up; row H1 knows it by that
             self.give_slots(task)
             held, task.proxy = False, other
             await self.take_slots(task)
