@@ -115,13 +115,16 @@ class DockerVcsim:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
 
-async def start(image: str, username: str, password: str, flags: Sequence[str] = EMPTY) -> DockerVcsim:
+async def start(image: str, username: str, password: str, parent: Path, flags: Sequence[str] = EMPTY) -> DockerVcsim:
     """Starts a container without a network; vcsim listens on `LISTEN` of the container's own loopback.
+
+    Args:
+        parent: folder in which its temporary folder is made; whoever removes that removes the password of a killed owner.
 
     Raises:
         SimulatorFailed: it ended, or did not say that it listens within the deadline.
     """
-    folder = Path(tempfile.mkdtemp(prefix="vcsim-docker-"))
+    folder = Path(tempfile.mkdtemp(prefix="vcsim-docker-", dir=parent))
     secret = folder / "password"
     secret.write_text(password)
     secret.chmod(0o444)  # read by the container's user; the folder above is ours alone

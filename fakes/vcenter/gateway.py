@@ -226,7 +226,7 @@ class Gateway:
             from fakes.vcenter import docker  # the SDK is only needed here
 
             image = settings.source.image or ""
-            child = container = await docker.start(image, settings.username, settings.password, flags)
+            child = container = await docker.start(image, settings.username, settings.password, self._state, flags)
             dial, stubs = container.dial, Path(ATTACHED_STUBS)
         else:
             child = await simulator.start(

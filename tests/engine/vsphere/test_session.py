@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def simulator(binary: Path, tmp_path: Path) -> Iterator[Simulator]:
     with (tmp_path / "address").open("w+") as said:
         process = subprocess.Popen(
             [str(binary), "-l", "127.0.0.1:0", "-api-version", "8.0.3.0", "-username", USER, "-password", PASSWORD, "-vm", "2"],
-            stdout=said, stderr=subprocess.DEVNULL,
+            stdout=said, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         try:
             yield Simulator(_port(process), tmp_path / "events")

@@ -77,7 +77,7 @@ def test_the_gateway_works_in_the_containers_namespace(image: str, tmp_path: Pat
     (tmp_path / "inventory.yaml").write_text(INVENTORY)
 
     async def run() -> str:
-        container = await containers.start(image, "administrator", "VMware1!")
+        container = await containers.start(image, "administrator", "VMware1!", tmp_path)
         try:
             assert container.pid > 0
             enter = ["nsenter", "-t", str(container.pid), "-n", "--"]
@@ -121,12 +121,12 @@ def test_alone_the_gateway_starts_the_container_and_another_when_it_dies(image: 
     until(lambda: containers_of(image) == 0)
 
 
-def test_a_killed_owner_leaves_no_container(image: str) -> None:
+def test_a_killed_owner_leaves_no_container(image: str, tmp_path: Path) -> None:
     script = (
-        "import asyncio, sys\n"
+        "import asyncio, pathlib, sys\n"
         "from fakes.vcenter import docker\n"
         "async def run():\n"
-        f"    made = await docker.start({image!r}, 'administrator', 'x')\n"
+        f"    made = await docker.start({image!r}, 'administrator', 'x', pathlib.Path({str(tmp_path)!r}))\n"
         "    print(made.pid, flush=True)\n"
         "    await asyncio.Event().wait()\n"
         "asyncio.run(run())\n"
