@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import socket
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
