@@ -25,6 +25,8 @@ MODES = ("nbd", "nbdssl", "hotadd", "san")
 RECOVERY = 90.0
 """Seconds in which the lab must have started again what was killed."""
 POLL = 0.01
+DISAGREE = 4
+"""Exit code of a run whose witnesses disagree: never right, whatever was killed."""
 Say = Callable[[str], None]
 
 
@@ -89,6 +91,7 @@ class Soak:
                 process.kill()
                 process.wait()
         assert "Traceback" not in out + err, out + err
+        assert process.returncode != DISAGREE, f"the witnesses disagree: {out[-4000:]} {err[-2000:]}"
         self.killed += bool(victims)
         self.interrupted += bool(victims) and process.returncode != 0
         names = ", ".join(sorted({f"{p.host}/{p.name}" for p in victims})) or "nothing was there any more"
