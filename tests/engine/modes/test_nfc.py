@@ -232,7 +232,7 @@ def test_silent_while_reading(esxi: dict[str, Any]) -> None:
         start = time.monotonic()
         with pytest.raises(NfcSilent) as caught:
             source.read(0, memoryview(bytearray(1 << 20)))
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 9, "the host is silent for 10 s"
         assert caught.value.code == "nfc.silent"
         source.close()
         held.set()

@@ -156,7 +156,7 @@ def test_a_peer_that_takes_nothing_has_a_deadline(pki: Pki) -> None:
 
 
 def test_all_senders_fail_together(pki: Pki) -> None:
-    with links(pki, silence=1.0) as (mine, _):
+    with links(pki, silence=2.0) as (mine, _):
         failures: list[BaseException] = []
 
         def work() -> None:
@@ -172,7 +172,7 @@ def test_all_senders_fail_together(pki: Pki) -> None:
             thread.start()
         for thread in threads:
             thread.join(20)
-        assert time.monotonic() - start < 7, "one silence, not eight"
+        assert time.monotonic() - start < 14, "one silence, not eight"
         assert [type(failure) for failure in failures] == [DataLinkSilent] * 8
 
 

@@ -160,7 +160,7 @@ class TestLimits:
         began = time.monotonic()
         while sock.recv(4096):
             pass
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
         sock.close()
         assert "timed out" in esxi.journal("close")[-1]["reason"]
 

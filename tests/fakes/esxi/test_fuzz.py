@@ -60,7 +60,7 @@ class TestServer:
         with contextlib.suppress(ConnectionError):
             while sock.recv(1 << 20):  # type: ignore[attr-defined]
                 pass
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.lists(st.one_of(st.sampled_from(WORDS).map(str.encode), st.binary(max_size=30)), max_size=12))
