@@ -126,11 +126,11 @@ class EngineConfig(_Strict):
         """This machine's TLS identity."""
         return Identity(self.identity.certificate, self.identity.ca, self.keylog)
 
-    def event_log(self, process: str, *, session: str | None = None, task: str | None = None) -> EventLog:
+    def event_log(self, process: str, *, session: str | None = None) -> EventLog:
         """This machine's event file, for one process."""
         if self.events is not None:
             self.events.parent.mkdir(parents=True, exist_ok=True)
-        return EventLog(self.events, host=self.name, process=process, session=session, task=task)
+        return EventLog(self.events, host=self.name, process=process, session=session)
 
     def dialer(self, events: EventLog) -> Dialer:
         """The dialer of a process that writes to `events`."""

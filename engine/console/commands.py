@@ -148,7 +148,7 @@ class Console:
             "file": str(to),
             "size": stats.size,
             "written": stats.written,
-            "blocks": stats.blocks,
+            "clusters": stats.clusters,
             "received": stats.received,
         }
 

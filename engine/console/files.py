@@ -42,7 +42,7 @@ class RemoteDisk:
             end = offset + length
             return b"".join(self._ask(at, min(MOST, end - at)) for at in range(offset, end, MOST))
         return b"".join(
-            self._cluster(number)[begin : begin + count] for number, begin, _, count in pieces(offset, length, CLUSTER)
+            self._cluster(number)[begin : begin + count] for number, begin, _, count in pieces(offset, length)
         )
 
     def _ask(self, offset: int, length: int) -> bytes:

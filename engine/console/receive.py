@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Receiving a disk of a restore point from a Data Mover into a sparse file: the console's half of a restore (steps r3 and on).
 
-The Data Mover checks every block against its digest before it sends it; this side checks it again before it writes it.
+The Data Mover sends clusters as the repository keeps them; this side expands each and checks it against its digest before it
+writes it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from engine.store.restore import THREADS, RestoreStats
 from engine.store.sparse import SparseFile
 
 Progress = Callable[[dict[str, int]], None]
+STEP = "r3"
 
 
 async def receive_disk(
@@ -37,10 +39,8 @@ async def receive_disk(
     to: Path,
     *,
     expect: str,
-    step: str = "r3",
     events: EventLog | None = None,
     on_progress: Progress | None = None,
-    silence: float = SILENCE,
 ) -> RestoreStats:
     """Receives one disk into the new sparse file `to`, which appears only when it is complete and synced.
 
@@ -51,11 +51,11 @@ async def receive_disk(
             (bytes of the disk passed, bytes of the disk), about twice a second.
 
     Returns:
-        size, written (bytes; the rest is holes), blocks (of 64 KiB, each checked), received (bytes over the wire).
+        size, written (bytes; the rest is holes), clusters (each checked), received (bytes over the wire).
 
     Raises:
         RemoteError: the Data Mover refused, for example `store.damaged` naming point, disk and offset.
-        Damaged: a block arrived with another content than its digest. DataLinkSilent, DataLinkCut, TlsFailed.
+        Damaged: a cluster arrived with another content than its digest. DataLinkSilent, DataLinkCut, TlsFailed.
     """
     loop = asyncio.get_running_loop()
 
@@ -64,9 +64,9 @@ async def receive_disk(
             loop.call_soon_threadsafe(on_progress, fields)
 
     def work(links: list[DataLink]) -> RestoreStats:
-        return _receive(links, connection, identity, token, size, to, expect, step, silence, progress)
+        return _receive(links, connection, identity, token, size, to, expect, progress)
 
-    return await over_link(connection, events, step, work)
+    return await over_link(connection, events, STEP, work)
 
 
 def _receive(
@@ -77,30 +77,28 @@ def _receive(
     size: int,
     to: Path,
     expect: str,
-    step: str,
-    silence: float,
     progress: Progress,
 ) -> RestoreStats:
-    link, welcome = datalink.connect(connection, identity, expect=expect, token=token, step=step, silence=silence)
+    link, welcome = datalink.connect(connection, identity, expect=expect, token=token, step=STEP, silence=SILENCE)
     links.append(link)
     with link:
         if welcome.get("size") != size:
             raise DataProtocol(f"the Data Mover serves {welcome.get('size')} bytes instead of {size}", **link.where)
         target = SparseFile(to, size)
         try:
-            blocks = _blocks(link, target, size, progress)
+            clusters = _fill(link, target, size, progress)
             target.finish()
         except VadplabError as exc:
-            exc.step = exc.step or step
+            exc.step = exc.step or STEP
             raise
         finally:
             target.discard()
-        link.send("received", {"blocks": blocks})
-        return RestoreStats(size, target.written, target.blocks, link.received)
+        link.send("received", {"clusters": clusters})
+        return RestoreStats(size, target.written, target.clusters, link.received)
 
 
-def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -> int:
-    """Receives every block; threads check and write them meanwhile."""
+def _fill(link: DataLink, target: SparseFile, size: int, progress: Progress) -> int:
+    """Receives every cluster; threads check and write them meanwhile."""
     clusters = -(-size >> CLUSTER_BITS)
     reported = 0.0
     writing: deque[Future[None]] = deque()
@@ -116,9 +114,9 @@ def _blocks(link: DataLink, target: SparseFile, size: int, progress: Progress) -
                 progress({"received": min((first + len(lengths)) << CLUSTER_BITS, size), "total": size})
         for work in writing:
             work.result()
-    if frame.fields.get("data") != target.blocks:
+    if frame.fields.get("data") != target.clusters:
         raise DataProtocol(
-            f"{target.blocks} blocks received, the Data Mover sent {frame.fields.get('data')}", **link.where
+            f"{target.clusters} clusters received, the Data Mover sent {frame.fields.get('data')}", **link.where
         )
     progress({"received": size, "total": size})
-    return target.blocks
+    return target.clusters

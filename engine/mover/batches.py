@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.mover.datalink import DataLink, Frame
 from engine.mover.errors import DataProtocol
-from engine.store.clusters import CLUSTER, check_batch
+from engine.store.clusters import check_batch
 from engine.store.errors import FormatError
 
 
@@ -24,7 +24,7 @@ def batch_of(frame: Frame, clusters: int, link: DataLink) -> tuple[int, list[int
     if not isinstance(digests, bytes) or not all(type(length) is int for length in lengths):
         raise DataProtocol("a batch without lengths or digests", **link.where)
     try:
-        check_batch(first, lengths, digests, len(frame.payload), clusters=clusters, cluster=CLUSTER)
+        check_batch(first, lengths, digests, len(frame.payload), clusters=clusters)
     except FormatError as exc:
         raise DataProtocol(exc.message, **link.where) from exc
     return first, lengths, digests

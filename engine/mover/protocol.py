@@ -8,18 +8,18 @@ data.listen     as_step                                         {port, token}   
 data.connect    host, port, token, name, as_step                {}                              step 7, this side connects
 source.open     mode or modes, failover, vcenter, vm, snapshot, {vmx, capacity, mode, host, failed_over: [{mode, code, message}]}
                 disk, vmx, packing, chap                        steps 18, 19; 20a, 20b or 20c begins; progress {step, phase, text}
-source.read     ranges, incremental, compare                    {total, read, zero, data, same, sent, blocks, root}   20, 21;
+source.read     ranges, incremental, compare                    {total, read, zero, data, same, sent, clusters, root}   20, 21;
                                                                 progress {read, total, sent, rate}, {step, phase, text}
 target.open     folder, file, size, parent                      {}                              step 21, receiving side
 target.commit   root (optional)                                 what `engine.store.target.Stored` holds;
                                                                 progress {stored, total} while it verifies
 reader.open     folder, disk, as_step, reads                    {port, token, size}             step r3; {size} after data.listen or
                                                                 data.connect: the disk goes over that link
-reader.wait     -                                               {blocks, sent} once the console has the whole disk;
+reader.wait     -                                               {clusters, sent} once the console has the whole disk;
                                                                 {reads, sent} once it has ended its reads
 writer.open     mode or modes, failover, vcenter, vm, disk,     {capacity, mode, host, failed_over}     on the proxy: a restored
                 steps                                           VM's new disk is opened for writing
-writer.write    -                                               {written, blocks, received}; progress {written, passed, total},
+writer.write    -                                               {written, clusters, received}; progress {written, passed, total},
                                                                 {step, phase, text} in both
 abort           -                                               {}; what was begun is given up and removed
 

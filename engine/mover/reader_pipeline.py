@@ -23,28 +23,28 @@ MOST = 1 << 20
 
 
 def send_disk(disk: PointDisk, link: DataLink, *, step: str = "r3") -> dict[str, int]:
-    """Sends every block of `disk`, then waits until the receiver has written and synced it. Blocking.
+    """Sends every cluster of `disk`, then waits until the receiver has written and synced it. Blocking.
 
     Returns:
-        blocks, sent (bytes on the wire).
+        clusters, sent (bytes on the wire).
 
     Raises:
         Damaged: told to the receiver too. DataLinkSilent, DataLinkCut, RemoteError: the receiver failed.
     """
-    blocks = 0
+    clusters = 0
     with _until_the_end(link, step):
         link.start_ticks()
         for batch in disk.batches():
             link.heed()
             fields = {"first": batch.first, "lengths": batch.lengths, "digests": batch.digests}
             link.send("data", fields, batch.parts, batch.size)
-            blocks += batch.data
+            clusters += batch.data
         link.stop_ticks()
-        link.send("end", {"data": blocks, "size": disk.size})
+        link.send("end", {"data": clusters, "size": disk.size})
         answer = link.receive()
-        if answer.kind != "received" or answer.fields.get("blocks") != blocks:
-            raise DataProtocol("the receiver did not confirm every block", **link.where)
-    return {"blocks": blocks, "sent": link.sent}
+        if answer.kind != "received" or answer.fields.get("clusters") != clusters:
+            raise DataProtocol("the receiver did not confirm every cluster", **link.where)
+    return {"clusters": clusters, "sent": link.sent}
 
 
 def answer_reads(disk: DiskView, link: DataLink, *, step: str = "r3") -> dict[str, int]:

@@ -30,7 +30,7 @@ from engine.store.digests import DigestTable
 @dataclass(slots=True)
 class Counts:
     """Bytes of the disk: `passed` (read, or known not to be needed), `read`, and of these `zero`, `data`, `same` (as in the
-    parent, not sent); `sent`: bytes on the wire; `blocks`: clusters sent that are not zeros."""
+    parent, not sent); `sent`: bytes on the wire; `clusters`: those sent, which are not zeros."""
 
     total: int
     passed: int = 0
@@ -39,19 +39,19 @@ class Counts:
     data: int = 0
     same: int = 0
     sent: int = 0
-    blocks: int = 0
+    clusters: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """As a message."""
         return asdict(self)
 
 
-def pieces(extents: Iterable[Extent] | None, capacity: int, piece: int, cluster: int) -> Iterator[Extent]:
+def pieces(extents: Iterable[Extent] | None, capacity: int, piece: int) -> Iterator[Extent]:
     """Cuts the allocated areas into reads of at most `piece` bytes on cluster boundaries; no cluster comes twice."""
     done = 0
     for offset, length in [(0, capacity)] if extents is None else extents:
-        begin = max(offset // cluster * cluster, done)
-        end = min(-(-(offset + length) // cluster) * cluster, capacity)
+        begin = max(offset // CLUSTER * CLUSTER, done)
+        end = min(-(-(offset + length) // CLUSTER) * CLUSTER, capacity)
         while begin < end:
             count = min(end - begin, piece - begin % piece)
             yield begin, count
@@ -85,7 +85,7 @@ class SourcePipeline:
         self._piece = BATCH << CLUSTER_BITS
         # What a source does not hold reads as zeros, and those matter where a parent lies below.
         extents = ranges if ranges is not None else None if self._incremental else source.extents()
-        self._pieces = pieces(extents, source.capacity, self._piece, CLUSTER)
+        self._pieces = pieces(extents, source.capacity, self._piece)
         self._digests = DigestTable(source.capacity)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -115,16 +115,16 @@ class SourcePipeline:
         return self._finish()
 
     def stop(self) -> None:
-        """Ends the workers at their next block."""
+        """Ends the workers at their next batch."""
         self._stop.set()
 
     def _finish(self) -> dict[str, Any]:
         root = self._digests.root()
         self._link.stop_ticks()
-        self._link.send("end", {"data": self.counts.blocks, "root": root, "size": self.counts.total})
+        self._link.send("end", {"data": self.counts.clusters, "root": root, "size": self.counts.total})
         answer = self._link.receive()
-        if answer.kind != "received" or answer.fields.get("blocks") != self.counts.blocks:
-            raise DataProtocol("the other side did not confirm every block", **self._link.where)
+        if answer.kind != "received" or answer.fields.get("clusters") != self.counts.clusters:
+            raise DataProtocol("the other side did not confirm every cluster", **self._link.where)
         self.counts.sent = self._link.sent
         return {**self.counts.to_dict(), "root": root}
 
@@ -184,7 +184,7 @@ class SourcePipeline:
                 self._digests.put(batch.first, batch.digests)
             self.counts.data += data
             self.counts.zero += len(view) - data
-            self.counts.blocks += batch.data
+            self.counts.clusters += batch.data
             self.counts.sent += sent
 
 

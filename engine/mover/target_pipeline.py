@@ -46,7 +46,7 @@ class TargetPipeline:
         self._error: BaseException | None = None
         self._root: str | None = None
         self._committed = False
-        self._blocks = 0
+        self._received = 0
         self._thread = threading.Thread(target=self._guard, name="target", daemon=True)
         self._thread.start()
 
@@ -108,15 +108,17 @@ class TargetPipeline:
         while not self._stopped.is_set():
             frame = link.receive()
             if frame.kind == "end":
-                if frame.fields.get("data") != self._blocks or frame.fields.get("size") != self.disk.size:
-                    raise DataProtocol(f"{self._blocks} blocks received, the source sent another number", **link.where)
+                if frame.fields.get("data") != self._received or frame.fields.get("size") != self.disk.size:
+                    raise DataProtocol(
+                        f"{self._received} clusters received, the source sent another number", **link.where
+                    )
                 root = frame.fields.get("root")
                 if not isinstance(root, str):
                     raise DataProtocol("the source sent no root digest", **link.where)
                 self._root = root
-                link.send("received", {"blocks": self._blocks})
+                link.send("received", {"clusters": self._received})
                 return
             first, lengths, digests = batch_of(frame, clusters, link)
             self.disk.add(first, lengths, digests, frame.payload)
-            self._blocks += sum(1 for length in lengths if length)
+            self._received += sum(1 for length in lengths if length)
         raise Stopped("the task was stopped", step="21")

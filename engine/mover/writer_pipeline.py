@@ -30,7 +30,7 @@ class WriterPipeline:
     def __init__(self, disk: DiskWriter, link: DataLink, *, step: str, workers: int = 2) -> None:
         self.written = 0
         self.passed = 0
-        self.blocks = 0
+        self.clusters = 0
         self._disk = disk
         self._link = link
         self._step = step
@@ -41,7 +41,7 @@ class WriterPipeline:
         self._errors: list[BaseException] = []
 
     def run(self) -> dict[str, Any]:
-        """Writes everything, syncs, and tells the sender; gives `written` (bytes), `blocks`, `received` (bytes on the wire).
+        """Writes everything, syncs, and tells the sender; gives `written` (bytes), `clusters`, `received` (bytes on the wire).
 
         Raises:
             VadplabError: the first failure of a worker, of the link, or of the sender.
@@ -74,7 +74,7 @@ class WriterPipeline:
             self._link.close()
 
     def stop(self) -> None:
-        """Ends it at the next block; the link is closed, so that nothing waits for it."""
+        """Ends it at the next batch; the link is closed, so that nothing waits for it."""
         self._stop.set()
         self._link.close()
 
@@ -87,7 +87,7 @@ class WriterPipeline:
                 if frame.fields.get("size") != self._disk.capacity:
                     raise DataProtocol("the sender's disk has another size", **self._link.where)
                 if frame.fields.get("data") != sent:
-                    raise DataProtocol(f"{sent} blocks received, the sender sent another number", **self._link.where)
+                    raise DataProtocol(f"{sent} clusters received, the sender sent another number", **self._link.where)
                 return
             first, lengths, digests = batch_of(frame, clusters, self._link)
             sent += sum(1 for length in lengths if length)
@@ -107,8 +107,8 @@ class WriterPipeline:
             self._disk.flush()
         finally:
             self._link.stop_ticks()
-        self._link.send("received", {"blocks": self.blocks})
-        return {"written": self.written, "blocks": self.blocks, "received": self._link.received}
+        self._link.send("received", {"clusters": self.clusters})
+        return {"written": self.written, "clusters": self.clusters, "received": self._link.received}
 
     def _guard(self) -> None:
         unpacker = Unpacker()
@@ -124,7 +124,7 @@ class WriterPipeline:
 
     def _write(self, batch: _Batch, unpacker: Unpacker, room: memoryview) -> None:
         first, lengths, digests, payload = batch
-        begin, filled, blocks = 0, 0, 0
+        begin, filled, clusters = 0, 0, 0
         try:
             for position, data in unpacker.unpack(lengths, memoryview(payload)):
                 offset = (first + position) << CLUSTER_BITS
@@ -138,12 +138,12 @@ class WriterPipeline:
                 count = min(len(data), self._disk.capacity - offset)
                 room[filled : filled + count] = memoryview(data)[:count]
                 filled += count
-                blocks += 1
+                clusters += 1
         except FormatError as exc:
             raise Damaged(f"received data in clusters from {first} on: {exc.message}", step=self._step) from exc
         if filled:
             self._disk.write(begin, room[:filled])
         with self._lock:
-            self.blocks += blocks
-            self.written += blocks << CLUSTER_BITS
+            self.clusters += clusters
+            self.written += clusters << CLUSTER_BITS
             self.passed = max(self.passed, min((first + len(lengths)) << CLUSTER_BITS, self._disk.capacity))

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.store.clusters import CLUSTER
 from engine.store.errors import ChainLocked, from_write_error
 
 _MAGIC = b"vadplab overlay 1"
@@ -38,11 +39,10 @@ class Overlay:
         OverlayUnusable: it is another one's. ChainLocked: another process uses it. StoreError.
     """
 
-    def __init__(self, path: Path | None, size: int, cluster: int, binding: str) -> None:
+    def __init__(self, path: Path | None, size: int, binding: str) -> None:
         self.size = size
-        self.cluster = cluster
-        self.clusters = -(-size // cluster)
-        self._map_at = self.clusters * cluster
+        self.clusters = -(-size // CLUSTER)
+        self._map_at = self.clusters * CLUSTER
         self._trailer = (_MAGIC + b" " + binding.encode()).ljust(_BINDING, b"\0")
         if len(self._trailer) != _BINDING:
             raise ValueError("the binding is too long")
@@ -75,7 +75,7 @@ class Overlay:
 
     def put(self, cluster: int, data: bytes | bytearray | memoryview) -> None:
         """Stores a whole cluster and holds it from then on."""
-        _write(self._fd, data, cluster * self.cluster)
+        _write(self._fd, data, cluster * CLUSTER)
         _write(self._fd, b"\1", self._map_at + cluster)
         self._map[cluster] = 1
 

@@ -289,7 +289,7 @@ class VmRestore:
             )
             disk.outcome |= {key: opened[key] for key in ("mode", "host", "failed_over")}
             written = await disk.writer.call("writer.write", deadline=None, idle=IDLE, on_progress=heard)
-            disk.outcome |= {key: written[key] for key in ("written", "blocks", "received")}
+            disk.outcome |= {key: written[key] for key in ("written", "clusters", "received")}
             sent = await disk.reader.call("reader.wait", step="r6", deadline=IDLE)
             disk.outcome["sent"] = sent["sent"]
         except BaseException as exc:

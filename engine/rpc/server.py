@@ -99,12 +99,10 @@ class Server:
         identity: Identity,
         handler: Handler,
         *,
-        on_connect: Callable[[Peer], None] | None = None,
         on_disconnect: Callable[[Peer], None] | None = None,
     ) -> None:
         self._identity = identity
         self._handler = handler
-        self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -141,8 +139,6 @@ class Server:
         names = peer_names(writer.get_extra_info("peercert"))
         peer = Peer(names[0] if names else "", tuple(writer.get_extra_info("peername")[:2]))
         try:
-            if self._on_connect is not None:
-                self._on_connect(peer)
             await self._serve(peer, reader, writer)
         except asyncio.CancelledError:
             pass  # `close` ends the connection

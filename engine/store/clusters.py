@@ -46,10 +46,9 @@ class Packer:
     """Makes batches. One per thread: it keeps a compressor and a cluster of zeros."""
 
     def __init__(self, *, level: int = 1) -> None:
-        self.cluster = CLUSTER
-        self._zeros = bytes(self.cluster)
+        self._zeros = bytes(CLUSTER)
         # Less than 1/32 saved is not worth a later decompression; raw clusters also read without a copy.
-        self._worth = self.cluster - (self.cluster >> 5)
+        self._worth = CLUSTER - (CLUSTER >> 5)
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
     def pack(self, first: int, view: memoryview) -> Batch:
@@ -62,10 +61,10 @@ class Packer:
         lengths: list[int] = []
         digests: list[bytes] = []
         size = 0
-        for at in range(0, len(view), self.cluster):
-            piece: bytes | memoryview = view[at : at + self.cluster]
-            if len(piece) < self.cluster:
-                piece = bytes(piece) + bytes(self.cluster - len(piece))
+        for at in range(0, len(view), CLUSTER):
+            piece: bytes | memoryview = view[at : at + CLUSTER]
+            if len(piece) < CLUSTER:
+                piece = bytes(piece) + bytes(CLUSTER - len(piece))
             if self._is_zero(piece):
                 lengths.append(0)
                 digests.append(ZERO_DIGEST)
@@ -77,12 +76,12 @@ class Packer:
                 lengths.append(len(frame))
             else:
                 raw.append(piece)
-                lengths.append(self.cluster)
+                lengths.append(CLUSTER)
             size += lengths[-1]
         return Batch(first, lengths, b"".join(digests), frames + raw, size)
 
     def _is_zero(self, piece: bytes | memoryview) -> bool:
-        if piece[0] or piece[-1] or piece[self.cluster // 2]:
+        if piece[0] or piece[-1] or piece[CLUSTER // 2]:
             return False
         return bytes(piece) == self._zeros
 
@@ -91,7 +90,6 @@ class Unpacker:
     """Takes batches apart. One per thread: it keeps a decompressor."""
 
     def __init__(self) -> None:
-        self.cluster = CLUSTER
         self._decompressor = zstandard.ZstdDecompressor()
 
     def expand(self, frame: bytes | memoryview) -> bytes:
@@ -101,12 +99,12 @@ class Unpacker:
             FormatError: not a frame, its checksum is wrong, or it does not hold exactly one cluster.
         """
         try:
-            if zstandard.frame_content_size(frame) not in (-1, self.cluster):
+            if zstandard.frame_content_size(frame) not in (-1, CLUSTER):
                 raise FormatError("a compressed cluster announces another size")
-            data = self._decompressor.decompress(frame, max_output_size=self.cluster)
+            data = self._decompressor.decompress(frame, max_output_size=CLUSTER)
         except (zstandard.ZstdError, ValueError) as exc:
             raise FormatError(f"a compressed cluster cannot be expanded: {exc}") from exc
-        if len(data) != self.cluster:
+        if len(data) != CLUSTER:
             raise FormatError(f"a compressed cluster holds {len(data)} bytes")
         return data
 
@@ -114,10 +112,10 @@ class Unpacker:
         """(position in the batch, cluster) of every cluster that is not zeros; raw ones refer to `payload`."""
         frames = at_raw = 0
         for length in lengths:
-            if 0 < length < self.cluster:
+            if 0 < length < CLUSTER:
                 at_raw += length
         for position, length in enumerate(lengths):
-            if length == self.cluster:
+            if length == CLUSTER:
                 yield position, payload[at_raw : at_raw + length]
                 at_raw += length
             elif length:
@@ -137,9 +135,7 @@ def matches(data: bytes | memoryview | None, digest: bytes) -> bool:
     return digest != ZERO_DIGEST and check(data, digest)
 
 
-def check_batch(
-    first: int, lengths: Sequence[int], digests: bytes, payload: int, *, clusters: int, cluster: int
-) -> None:
+def check_batch(first: int, lengths: Sequence[int], digests: bytes, payload: int, *, clusters: int) -> None:
     """Refuses a batch whose parts do not fit together or do not lie in a disk of `clusters` clusters.
 
     Raises:
@@ -149,7 +145,7 @@ def check_batch(
         raise FormatError(f"clusters {first}..{first + len(lengths)} lie outside a disk of {clusters} clusters")
     if len(digests) != DIGEST * len(lengths):
         raise FormatError(f"{len(digests)} bytes of digests for {len(lengths)} clusters")
-    if any(not 0 <= length <= cluster for length in lengths):
+    if any(not 0 <= length <= CLUSTER for length in lengths):
         raise FormatError("a cluster's stored length is out of range")
     if sum(lengths) != payload:
         raise FormatError(f"a payload of {payload} bytes for clusters of {sum(lengths)}")

@@ -208,7 +208,7 @@ def _lost_of(point: PointHealth, disk: DiskEntry, bad: set[tuple[str, int | None
             return None
         with chain.open_disk(links, disk.key) as reader:
             report = check_clusters(reader, table)
-            return None if report.problems else [cluster * reader.cluster for cluster in report.damaged]
+            return None if report.problems else [cluster * CLUSTER for cluster in report.damaged]
     except VadplabError:
         return None
 
@@ -247,7 +247,7 @@ def _lost(folder: Path, disk: DiskEntry, bad: blocks.BadBlock) -> tuple[int, ...
             except FormatError:
                 right = False
             if not right:
-                lost.append(cluster * reader.cluster)
+                lost.append(cluster * CLUSTER)
     return tuple(lost)
 
 

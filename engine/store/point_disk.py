@@ -16,7 +16,7 @@ from types import TracebackType
 
 from engine.errors import VadplabError
 from engine.store import chain, health, locks
-from engine.store.clusters import BATCH, DIGEST, ZERO_DIGEST, Batch, Unpacker, matches
+from engine.store.clusters import BATCH, CLUSTER, DIGEST, ZERO_DIGEST, Batch, Unpacker, matches
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError, PointNotFound
 from engine.store.manifest import DiskEntry, Manifest
@@ -167,7 +167,7 @@ class PointDisk:
     def _damaged(self, cluster: int) -> Damaged:
         report = check_clusters(self.reader, self.digests)
         detail = report.describe() if report.damaged else "changed while it was read"
-        where = f"{self.name}: refused at offset {cluster * self.reader.cluster}"
+        where = f"{self.name}: refused at offset {cluster * CLUSTER}"
         return Damaged(f"{where}: {self._trouble(detail)}")
 
     def _trouble(self, detail: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.store.blocks import BLOCK, BlockHasher
-from engine.store.clusters import DIGEST, Unpacker, check
+from engine.store.clusters import CLUSTER, DIGEST, Unpacker, check
 from engine.store.errors import Damaged, FormatError, StoreError, from_write_error
 from engine.store.segments import ALIGNMENT
 
@@ -111,7 +111,7 @@ class ReadBack:
             piece = data[place - begin : place - begin + length]
             digest = digests[position * DIGEST : (position + 1) * DIGEST]
             try:
-                right = check(piece if length == self._unpacker.cluster else self._unpacker.expand(piece), digest)
+                right = check(piece if length == CLUSTER else self._unpacker.expand(piece), digest)
             except FormatError:
                 right = False
             if not right:

@@ -19,19 +19,19 @@ _AREA = 256
 
 @dataclass(frozen=True, slots=True)
 class RestoreStats:
-    """Bytes of the disk, bytes written (the rest is holes), blocks of 64 KiB checked, bytes received over the wire."""
+    """Bytes of the disk, bytes written (the rest is holes), clusters checked, bytes received over the wire."""
 
     size: int
     written: int
-    blocks: int
+    clusters: int
     received: int = 0
 
 
-def to_file(disk: PointDisk, path: Path, *, threads: int = THREADS) -> RestoreStats:
-    """Restores `disk` to the sparse file `path`, which appears only when every block was checked and written."""
+def to_file(disk: PointDisk, path: Path) -> RestoreStats:
+    """Restores `disk` to the sparse file `path`, which appears only when every cluster was checked and written."""
     target = SparseFile(path, disk.size)
     try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="restore") as pool:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="restore") as pool:
             todo = [pool.submit(_restore, disk, target, first, count) for first, count in disk.areas(_AREA)]
             try:
                 for work in todo:
@@ -43,7 +43,7 @@ def to_file(disk: PointDisk, path: Path, *, threads: int = THREADS) -> RestoreSt
         target.finish()
     finally:
         target.discard()
-    return RestoreStats(disk.size, target.written, target.blocks)
+    return RestoreStats(disk.size, target.written, target.clusters)
 
 
 def _restore(disk: PointDisk, target: SparseFile, first: int, count: int) -> None:

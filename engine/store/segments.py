@@ -32,19 +32,19 @@ class SegmentWriter:
     Not thread-safe: one thread appends. A failed write raises `StoreError` at the next append or at `finish`.
     """
 
-    def __init__(self, path: Path, *, start: int = 0, segment: int = SEGMENT, segments: int = SEGMENTS) -> None:
+    def __init__(self, path: Path, *, start: int = 0, segment: int = SEGMENT) -> None:
         if start >= segment or segment % ALIGNMENT:
             raise ValueError("start must lie in the first segment, and a segment must be a multiple of 4096 bytes")
         self.path = path
         self._fd, self.direct = _open_direct(path)
-        self._arena = mmap.mmap(-1, segment * segments)
+        self._arena = mmap.mmap(-1, segment * SEGMENTS)
         with contextlib.suppress(OSError):
             self._arena.madvise(mmap.MADV_HUGEPAGE)
         self._view = memoryview(self._arena)
         self._segment = segment
         self._free: queue.Queue[int] = queue.Queue()
         self._full: queue.Queue[tuple[int, int, int] | None] = queue.Queue()
-        for index in range(segments):
+        for index in range(SEGMENTS):
             self._free.put(index)
         self._error: BaseException | None = None
         self._written = 0

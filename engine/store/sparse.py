@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.store import durable
-from engine.store.clusters import DIGEST, Unpacker, matches
+from engine.store.clusters import CLUSTER, DIGEST, Unpacker, matches
 from engine.store.errors import Damaged, FormatError
 
 _PAGE = 4096
@@ -42,7 +42,7 @@ class SparseFile:
         self.path = path
         self.size = size
         self.written = 0
-        self.blocks = 0
+        self.clusters = 0
         self._counting = threading.Lock()
         self._runs = threading.local()
         self._part = path.with_name(f"{path.name}.part")
@@ -61,13 +61,12 @@ class SparseFile:
             Damaged: naming the offset. FormatError: the batch lies outside the file.
         """
         run = self.run()
-        cluster = run.unpacker.cluster
-        if first < 0 or (first + len(lengths) - 1) * cluster >= max(self.size, 1):
+        if first < 0 or (first + len(lengths) - 1) * CLUSTER >= max(self.size, 1):
             raise FormatError(f"clusters at {first} lie outside a disk of {self.size} bytes")
         for position, data in run.unpacker.unpack(lengths, payload):
             digest = digests[position * DIGEST : (position + 1) * DIGEST]
             if not matches(data, digest):
-                offset = (first + position) * cluster
+                offset = (first + position) * CLUSTER
                 raise Damaged(f"{self.path.name}: received data at offset {offset} does not match its digest")
             run.add(first + position, data)
         run.write()
@@ -93,7 +92,7 @@ class SparseFile:
             raise _refused(exc, self._part) from exc
         with self._counting:
             self.written += len(data)
-            self.blocks += clusters
+            self.clusters += clusters
 
     def finish(self) -> None:
         """Syncs the file and gives it its name."""
@@ -146,8 +145,7 @@ class Run:
     def write(self) -> None:
         """Writes what was gathered."""
         if self._count:
-            cluster = self.unpacker.cluster
-            self._file.write(self._arena[: self._count * cluster], self._first * cluster, self._count)
+            self._file.write(self._arena[: self._count * CLUSTER], self._first * CLUSTER, self._count)
             self.clear()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from engine.errors import InputError
 from engine.store import blocks, durable
 from engine.store.chain import backing_name
-from engine.store.clusters import DIGEST, Packer, Unpacker, check_batch
+from engine.store.clusters import CLUSTER, DIGEST, Packer, Unpacker, check_batch
 from engine.store.digests import DigestTable
 from engine.store.errors import Damaged, FormatError
 from engine.store.point_disk import PointDisk
@@ -81,7 +81,7 @@ class TargetDisk:
         try:
             self._readback = ReadBack(
                 folder / file,
-                start=self._writer.cluster,
+                start=CLUSTER,
                 direct=self._writer.direct,
                 wait_written=self._writer.wait_written,
             )
@@ -106,8 +106,7 @@ class TargetDisk:
         Raises:
             FormatError: it does not fit the disk or repeats a cluster. StoreError: the repository's disk refused.
         """
-        clusters, cluster = self._writer.clusters, self._writer.cluster
-        check_batch(first, lengths, digests, len(payload), clusters=clusters, cluster=cluster)
+        check_batch(first, lengths, digests, len(payload), clusters=self._writer.clusters)
         for position, length in enumerate(lengths):
             if (length == 0) != (digests[position * DIGEST : (position + 1) * DIGEST] == bytes(DIGEST)):
                 raise FormatError(f"{self.file}: cluster {first + position} is zeros or not, but not both")
@@ -129,7 +128,7 @@ class TargetDisk:
         """
         self._cut_last()
         if root is not None and root != self._sent.root():
-            raise Damaged(f"{self.file}: blocks are missing: the digests are not those of the source")
+            raise Damaged(f"{self.file}: clusters are missing: the digests are not those of the source")
         length = self._writer.finish()
         file_blocks = self._readback.finish(length)
         self._check_tables()
@@ -174,10 +173,10 @@ class TargetDisk:
         """A disk that shrank into the middle of a cluster: what the parent holds behind the new end must not show."""
         parent, writer = self.parent, self._writer
         last = writer.clusters - 1
-        if parent is None or self.size >= parent.size or self.size % writer.cluster == 0 or writer.holds(last):
+        if parent is None or self.size >= parent.size or self.size % CLUSTER == 0 or writer.holds(last):
             return
         data = parent.cluster(last, Unpacker())
-        batch = Packer().pack(last, memoryview(data or bytes(writer.cluster))[: self.size % writer.cluster])
+        batch = Packer().pack(last, memoryview(data or bytes(CLUSTER))[: self.size % CLUSTER])
         sent = self._sent
         self._sent = DigestTable(self.size)  # the source did not send this one
         self.add(batch.first, batch.lengths, batch.digests, memoryview(b"".join(batch.parts)))

@@ -57,21 +57,19 @@ class Report:
         return "; ".join(parts) or "intact"
 
 
-def verify_disk(
-    path: Path, table: DigestTable, *, backing: Qcow2Reader | None = None, threads: int = THREADS
-) -> Report:
+def verify_disk(path: Path, table: DigestTable, *, backing: Qcow2Reader | None = None) -> Report:
     """Walks the structure of the qcow2 file and checks every cluster against `table`; damage is reported, not raised."""
     try:
         reader = Qcow2Reader(path, backing=backing)
     except FormatError as exc:
         return Report(clusters=table.clusters, problems=[exc.message])
     with reader:
-        report = check_clusters(reader, table, threads=threads)
+        report = check_clusters(reader, table)
         report.problems = walk(reader) + report.problems
         return report
 
 
-def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = THREADS) -> Report:
+def check_clusters(reader: Qcow2Reader, table: DigestTable) -> Report:
     """Checks the bytes of every cluster of the disk against its digest; the tables are taken as they are."""
     report = Report(clusters=reader.clusters)
     if reader.size != table.size:
@@ -94,7 +92,7 @@ def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = TH
                 bad.append(cluster)
         return held, bad
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as pool:
         for held, bad in pool.map(one, _ranges(reader, table)):
             report.held += held
             report.damaged.extend(bad)
@@ -104,22 +102,22 @@ def check_clusters(reader: Qcow2Reader, table: DigestTable, *, threads: int = TH
 def walk(reader: Qcow2Reader) -> list[str]:
     """What is wrong with the tables and refcounts of one file (not of the files below it); empty when nothing is."""
     header, problems = reader.header, []
-    counts = array("H", bytes(2 * -(-reader.length // reader.cluster)))
+    counts = array("H", bytes(2 * -(-reader.length // CLUSTER)))
 
     def use(offset: int, length: int, what: str) -> None:
-        if length <= 0 or offset < reader.cluster or offset + length > reader.length:
+        if length <= 0 or offset < CLUSTER or offset + length > reader.length:
             problems.append(f"{what} lies outside the file")
             return
-        for host in range(offset // reader.cluster, (offset + length - 1) // reader.cluster + 1):
+        for host in range(offset // CLUSTER, (offset + length - 1) // CLUSTER + 1):
             counts[host] += 1
 
     counts[0] = 1
-    l1_clusters = max(1, -(-header.l1_entries * 8 // reader.cluster))
-    use(header.l1_offset, l1_clusters * reader.cluster, "the L1 table")
-    use(header.refcount_offset, header.refcount_clusters * reader.cluster, "the refcount table")
+    l1_clusters = max(1, -(-header.l1_entries * 8 // CLUSTER))
+    use(header.l1_offset, l1_clusters * CLUSTER, "the L1 table")
+    use(header.refcount_offset, header.refcount_clusters * CLUSTER, "the refcount table")
     for index, word in enumerate(reader.l1):
         if word & layout.OFFSET_MASK:
-            use(word & layout.OFFSET_MASK, reader.cluster, f"L2 table {index}")
+            use(word & layout.OFFSET_MASK, CLUSTER, f"L2 table {index}")
             try:
                 entries = reader.table(index)
             except FormatError as exc:
@@ -128,7 +126,7 @@ def walk(reader: Qcow2Reader) -> list[str]:
             for at, entry in enumerate(entries):
                 if entry & ~layout.READS_AS_ZEROS:
                     offset, length = _extent(entry, reader)
-                    use(offset, length, f"the data at disk offset {(index * len(entries) + at) * reader.cluster}")
+                    use(offset, length, f"the data at disk offset {(index * len(entries) + at) * CLUSTER}")
     try:
         stored = _stored_refcounts(reader, counts, problems)
     except FormatError as exc:
@@ -142,22 +140,22 @@ def _extent(entry: int, reader: Qcow2Reader) -> tuple[int, int]:
     if entry & layout.COMPRESSED:
         offset, length = layout.compressed_range(entry)
         return offset, min(length, reader.length - offset)
-    return entry & layout.OFFSET_MASK, reader.cluster
+    return entry & layout.OFFSET_MASK, CLUSTER
 
 
 def _stored_refcounts(reader: Qcow2Reader, counts: array[int], problems: list[str]) -> array[int]:
-    size = reader.header.refcount_clusters * reader.cluster
+    size = reader.header.refcount_clusters * CLUSTER
     pointers = struct.unpack(f">{size // 8}Q", reader.pread(reader.header.refcount_offset, size))
     blocks = [p for p in pointers if p]
     stored = array("H")
     for offset in blocks:
-        if offset % reader.cluster:
+        if offset % CLUSTER:
             problems.append("a refcount block is not aligned")
             continue
-        data = array("H", reader.pread(offset, reader.cluster))
+        data = array("H", reader.pread(offset, CLUSTER))
         data.byteswap()
         stored.extend(data)
-        counts[offset // reader.cluster] += 1
+        counts[offset // CLUSTER] += 1
     if any(stored[len(counts) :]):
         problems.append("refcounts beyond the end of the file")
     return stored[: len(counts)]

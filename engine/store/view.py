@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from engine.store.clusters import Unpacker
+from engine.store.clusters import CLUSTER, Unpacker
 from engine.store.point_disk import PointDisk
 
 CACHED = 256
@@ -22,12 +22,10 @@ class DiskView:
     Safe for several threads. Raises as `PointDisk`.
     """
 
-    def __init__(self, folder: Path, key: int, *, cached: int = CACHED) -> None:
+    def __init__(self, folder: Path, key: int) -> None:
         self.disk = PointDisk(folder, key)
         self.size = self.disk.size
-        self.cluster = self.disk.reader.cluster
-        self.zeros = bytes(self.cluster)
-        self._cached = cached
+        self.zeros = bytes(CLUSTER)
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._guard = threading.Lock()
         self._local = threading.local()
@@ -47,7 +45,7 @@ class DiskView:
         length = max(0, min(length, self.size - offset))
         parts = [
             memoryview(self.whole(cluster))[begin : begin + count]
-            for cluster, begin, _, count in pieces(offset, length, self.cluster)
+            for cluster, begin, _, count in pieces(offset, length)
         ]
         return b"".join(parts)
 
@@ -66,7 +64,7 @@ class DiskView:
             return self.zeros
         with self._guard:
             self._cache[cluster] = data
-            while len(self._cache) > self._cached:
+            while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         return data
 
@@ -75,11 +73,11 @@ class DiskView:
         return self.disk.reader.find(cluster) is None
 
 
-def pieces(offset: int, length: int, cluster: int) -> Iterator[tuple[int, int, int, int]]:
+def pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
     """(cluster, offset in it, offset in the request, bytes) of a request."""
     at = 0
     while at < length:
-        number, begin = divmod(offset + at, cluster)
-        count = min(cluster - begin, length - at)
+        number, begin = divmod(offset + at, CLUSTER)
+        count = min(CLUSTER - begin, length - at)
         yield number, begin, at, count
         at += count

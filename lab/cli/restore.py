@@ -244,7 +244,7 @@ def _say_error(out: Out, error: dict[str, Any]) -> None:
 def _from_folder(folder: Path, key: int, target: Path) -> dict[str, Any]:
     with PointDisk(folder, key) as disk:
         stats = to_file(disk, target)
-    return {"size": stats.size, "written": stats.written, "blocks": stats.blocks}
+    return {"size": stats.size, "written": stats.written, "clusters": stats.clusters}
 
 
 def _after(

@@ -67,8 +67,7 @@ class Qcow2Reader:
             os.close(self._fd)
             raise
         self.size = self.header.size
-        self.cluster = CLUSTER
-        self.clusters = -(-self.size // self.cluster)
+        self.clusters = -(-self.size // CLUSTER)
         self._tables: dict[int, tuple[int, ...]] = {}
 
     def __enter__(self) -> Qcow2Reader:
@@ -124,9 +123,9 @@ class Qcow2Reader:
         offset = self.l1[index] & layout.OFFSET_MASK
         entries: tuple[int, ...] = ()
         if offset:
-            if offset % self.cluster:
+            if offset % CLUSTER:
                 raise FormatError(f"{self.path.name}: L2 table {index} is not aligned")
-            entries = struct.unpack(f">{layout.TABLE_ENTRIES}Q", self.pread(offset, self.cluster))
+            entries = struct.unpack(f">{layout.TABLE_ENTRIES}Q", self.pread(offset, CLUSTER))
         tables = self._tables if len(self._tables) < _CACHED_TABLES else {}
         tables[index] = entries
         self._tables = tables
@@ -145,7 +144,7 @@ class Qcow2Reader:
             return Place(offset, min(length, self.length - offset), True)
         if entry & layout.READS_AS_ZEROS or not entry & layout.OFFSET_MASK:
             return None
-        return Place(entry & layout.OFFSET_MASK, self.cluster, False)
+        return Place(entry & layout.OFFSET_MASK, CLUSTER, False)
 
     def find(self, cluster: int) -> tuple[Qcow2Reader, Place] | None:
         """The file of the chain that holds a cluster, and where; None when it reads as zeros."""
@@ -183,7 +182,7 @@ class Qcow2Reader:
                 together += 1
             view = memoryview(owner.pread(begin, end - begin))
             for _, stored, at in wanted[:together]:
-                if stored.compressed and stored.length >= self.cluster:
+                if stored.compressed and stored.length >= CLUSTER:
                     raise FormatError(f"{owner.path.name}: a compressed cluster of {stored.length} bytes")
                 data = view[stored.offset - begin : stored.offset - begin + stored.length]
                 payloads[at] = Payload(data, stored.compressed, owner.seal is not None)

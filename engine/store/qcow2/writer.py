@@ -41,11 +41,10 @@ class Qcow2Writer:
         self.path = path
         self.size = size
         self.backing = backing
-        self.cluster = CLUSTER
         self.clusters = -(-size >> CLUSTER_BITS)
         self._tables: dict[int, array[int]] = {}
         self._refcounts: array[int] = array("H", [1])
-        self._out = SegmentWriter(path, start=self.cluster, segment=segment)
+        self._out = SegmentWriter(path, start=CLUSTER, segment=segment)
 
     def __enter__(self) -> Qcow2Writer:
         return self
@@ -94,7 +93,7 @@ class Qcow2Writer:
         places = [0] * len(lengths)
         frames = 0
         for position, length in enumerate(lengths):
-            if 0 < length < self.cluster:
+            if 0 < length < CLUSTER:
                 self._map(first + position, layout.compressed_entry(at, length))
                 places[position] = at
                 self._count((at >> 9 << 9) >> CLUSTER_BITS, ((at + length - 1) >> CLUSTER_BITS) + 1)
@@ -104,20 +103,20 @@ class Qcow2Writer:
                 self._map(first + position, layout.READS_AS_ZEROS)
         self._out.append(payload[:frames])
         if frames < len(payload):
-            self._out.pad(self.cluster)
+            self._out.pad(CLUSTER)
             at = self._out.position
             for position, length in enumerate(lengths):
-                if length == self.cluster:
+                if length == CLUSTER:
                     self._map(first + position, layout.COPIED | at)
                     places[position] = at
                     self._count(at >> CLUSTER_BITS, (at >> CLUSTER_BITS) + 1)
-                    at += self.cluster
+                    at += CLUSTER
             self._out.append(payload[frames:])
         return places
 
     def finish(self) -> int:
         """Writes the tables, then the header, and syncs; returns the file's length in bytes."""
-        self._out.pad(self.cluster)
+        self._out.pad(CLUSTER)
         tables = max(1, -(-self.clusters // layout.TABLE_ENTRIES))
         l1 = array("Q", bytes(8 * tables))
         for index in sorted(self._tables):
@@ -125,9 +124,9 @@ class Qcow2Writer:
             l1[index] = layout.COPIED | self._allocate(1)
             self._out.append(_big_endian(table))
         l1_bytes = _big_endian(l1)
-        l1_clusters = -(-len(l1_bytes) // self.cluster)
+        l1_clusters = -(-len(l1_bytes) // CLUSTER)
         l1_offset = self._allocate(l1_clusters)
-        self._out.append(l1_bytes.ljust(l1_clusters * self.cluster, b"\0"))
+        self._out.append(l1_bytes.ljust(l1_clusters * CLUSTER, b"\0"))
         refcount_offset, refcount_clusters = self._write_refcounts()
         length = self._out.finish()
         header = layout.Header(
@@ -168,12 +167,12 @@ class Qcow2Writer:
         return offset
 
     def _write_refcounts(self) -> tuple[int, int]:
-        per_block = self.cluster // 2
+        per_block = CLUSTER // 2
         used = self._out.position >> CLUSTER_BITS
         blocks = table = 1
         while True:  # the refcounts' own clusters are counted too
             need = -(-(used + blocks + table) // per_block)
-            need_table = -(-need * 8 // self.cluster)
+            need_table = -(-need * 8 // CLUSTER)
             if need <= blocks and need_table <= table:
                 break
             blocks, table = max(need, blocks), max(need_table, table)
@@ -181,9 +180,9 @@ class Qcow2Writer:
         counts = self._refcounts[: used + blocks + table]
         counts.extend(array("H", bytes(2 * (blocks * per_block - len(counts)))))
         self._out.append(_big_endian(counts))
-        pointers = struct.pack(f">{blocks}Q", *(first + i * self.cluster for i in range(blocks)))
-        self._out.append(pointers.ljust(table * self.cluster, b"\0"))
-        return first + blocks * self.cluster, table
+        pointers = struct.pack(f">{blocks}Q", *(first + i * CLUSTER for i in range(blocks)))
+        self._out.append(pointers.ljust(table * CLUSTER, b"\0"))
+        return first + blocks * CLUSTER, table
 
 
 def _big_endian(values: array[int]) -> bytes:

@@ -27,7 +27,7 @@ from engine.mover.errors import DataLinkCut, DataLinkSilent, DataProtocol, NoFre
 from engine.mover.source_pipeline import SourcePipeline, pieces
 from engine.mover.target_pipeline import TargetPipeline
 from engine.mover.throttle import Throttle
-from engine.store.clusters import ZERO_DIGEST
+from engine.store.clusters import CLUSTER, ZERO_DIGEST
 from engine.store.errors import StoreFull
 from engine.store.qcow2.reader import Qcow2Reader
 from engine.store.verify import verify_disk
@@ -130,8 +130,8 @@ def test_frames_travel_both_ways(pki: Pki) -> None:
         frame = theirs.receive()
         assert (frame.kind, frame.fields) == ("data", {"first": 3})
         assert frame.payload == big and sent > len(big)
-        theirs.send("received", {"blocks": 1})
-        assert mine.receive().fields == {"blocks": 1}
+        theirs.send("received", {"clusters": 1})
+        assert mine.receive().fields == {"clusters": 1}
         assert mine.sent == theirs.received
         with pytest.raises(DataProtocol, match="too long"):
             mine.send("data", {}, [bytes(5 << 20)], 5 << 20)
@@ -300,18 +300,19 @@ def test_throttle_does_not_outlive_a_stop() -> None:
     st.integers(1, 500),
 )
 def test_pieces_cover_each_cluster_once(areas: list[tuple[int, int]], sectors: int) -> None:
-    capacity, cluster, piece = sectors * 512, 2048, 8192
+    unit = CLUSTER // 4
+    capacity, piece = sectors * unit, 4 * CLUSTER
     extents, last = [], 0
     for gap, length in areas:
         begin = last + gap
         if begin + length > sectors:
             break
-        extents.append((begin * 512, length * 512))
+        extents.append((begin * unit, length * unit))
         last = begin + length
     covered = bytearray(capacity)
-    for offset, length in pieces(extents, capacity, piece, cluster):
-        assert offset % cluster == 0 and 0 < length <= piece and offset + length <= capacity
-        assert length % cluster == 0 or offset + length == capacity
+    for offset, length in pieces(extents, capacity, piece):
+        assert offset % CLUSTER == 0 and 0 < length <= piece and offset + length <= capacity
+        assert length % CLUSTER == 0 or offset + length == capacity
         assert not any(covered[offset : offset + length])
         covered[offset : offset + length] = b"\1" * length
     for offset, length in extents:
@@ -335,7 +336,7 @@ def test_pipelines(pki: Pki, tmp_path: Path, workers: int, known: bool) -> None:
     source = MemorySource(content, extents_known=known)
     counts, target = backup(pki, tmp_path, source, workers=workers)
     stored = target.commit(10)
-    assert stored.root == counts["root"] and stored.held == counts["blocks"]
+    assert stored.root == counts["root"] and stored.held == counts["clusters"]
     assert counts["read"] == counts["zero"] + counts["data"]
     assert counts["read"] < len(content) if known else counts["read"] == len(content)
     assert verify_disk(tmp_path / stored.file, target.disk.digests).intact

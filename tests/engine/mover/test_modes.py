@@ -280,7 +280,7 @@ async def test_restore_into_a_vm(world: World, site: Site, mode: str) -> None:
         )
         assert (found["mode"], found["capacity"]) == (mode, SIZE)
         written = await writer.client.call("writer.write", deadline=60, on_progress=seen.append)
-        assert (await sender.call("reader.wait"))["blocks"] == written["blocks"]
+        assert (await sender.call("reader.wait"))["clusters"] == written["clusters"]
     assert await asyncio.to_thread(site.content, "restored/restored.vmdk") == frozen.content
     assert await asyncio.to_thread(site.attached) == []
     await asyncio.to_thread(remove, site, frozen)

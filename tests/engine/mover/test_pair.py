@@ -89,7 +89,7 @@ async def restore(world: World, folder: Path, to: Path) -> Any:
         stats = await receive_disk(
             connection, world.pki.identity("console"), opened["token"], opened["size"], to, expect="repository-1"
         )
-        assert (await mover.call("reader.wait"))["blocks"] == stats.blocks
+        assert (await mover.call("reader.wait"))["clusters"] == stats.clusters
         return stats
 
 

@@ -96,7 +96,7 @@ def test_everything_is_written(pki: Pki) -> None:
     writer = MemoryWriter()
     written, answer = run(pki, writer)
     assert writer.content == CONTENT and writer.flushed
-    assert answer == {"blocks": written["blocks"]}
+    assert answer == {"clusters": written["clusters"]}
     assert written["written"] >= sum(1 for at in range(0, SIZE, 65536) if any(CONTENT[at : at + 65536]))
 
 

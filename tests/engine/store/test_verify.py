@@ -57,7 +57,7 @@ def test_restore_equals_the_source(points: Points, tmp_path: Path) -> None:
     with PointDisk(make_point(points, content), 2000) as disk:
         stats = to_file(disk, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == content
-    assert stats.size == SIZE and stats.blocks == len(places(next(points.repository.glob("*/*/*/disk-2000.qcow2"))))
+    assert stats.size == SIZE and stats.clusters == len(places(next(points.repository.glob("*/*/*/disk-2000.qcow2"))))
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -149,10 +149,10 @@ def test_commit_reads_back_what_it_wrote(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "disk-2000.digests").exists()
 
 
-def test_commit_notices_a_block_that_never_came(tmp_path: Path) -> None:
+def test_commit_notices_a_cluster_that_never_came(tmp_path: Path) -> None:
     with TargetDisk(tmp_path, "disk-2000.qcow2", 6 << 20) as disk:
         fill(disk, mixed(6 << 20, 1))
-        with pytest.raises(Damaged, match="blocks are missing"):
+        with pytest.raises(Damaged, match="clusters are missing"):
             disk.commit(root="0" * 64)
 
 
