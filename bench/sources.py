@@ -22,7 +22,6 @@ from engine.modes.ticket import Ticket
 class NbdSource(Source):
     """A disk on a Unix socket, one connection a thread with sync reads (disks reference section 1)."""
 
-    mode = "nbd socket"
     step = "20c"
 
     def __init__(self, uri: str) -> None:

@@ -27,21 +27,20 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="engine.manager", description="Backup Manager of one job run")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--session", required=True)
-    parser.add_argument("--service-address", default=LOOPBACK)
     parser.add_argument("--service-port", type=int, required=True)
     arguments = parser.parse_args(argv)
-    work = manage(arguments.config, arguments.session, arguments.service_address, arguments.service_port)
+    work = manage(arguments.config, arguments.session, arguments.service_port)
     return reported(lambda: asyncio.run(work))
 
 
-async def manage(path: Path, session: str, address: str, port: int) -> int:
+async def manage(path: Path, session: str, port: int) -> int:
     """Performs the sequence, then delivers its result document to the Backup Service."""
     config = configuration.load(path)
     identity = config.make_identity()
     events = config.event_log("manager", session=session)
 
     async def connect() -> Client:
-        connection = await config.dialer(events).dial(address, port, step="3", name=config.name)
+        connection = await config.dialer(events).dial(LOOPBACK, port, step="3", name=config.name)
         return await Client.open(connection, identity, expect=config.name, events=events)
 
     service = ServiceLink(connect, session)

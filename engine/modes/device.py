@@ -17,7 +17,6 @@ from typing import Any
 
 from engine.errors import VadplabError
 from engine.modes.errors import DeviceReadFailed, DeviceSilent, WriteFailed
-from engine.modes.names import HOTADD
 from engine.modes.source import Read, Source
 from engine.modes.writer import DiskWriter
 
@@ -143,7 +142,6 @@ class Device:
 class DeviceSource(Source):
     """A source over a device. `on_close`: called once, after the device was closed (it detaches the disk)."""
 
-    mode = HOTADD
     step = "20b"
 
     def __init__(self, device: Device, capacity: int, on_close: Callable[[], None] | None = None) -> None:
@@ -182,8 +180,6 @@ class DeviceSource(Source):
 
 class DeviceWriter(DiskWriter):
     """Writes to a device. `on_close`: called once, after the device was closed (it detaches the disk)."""
-
-    mode = HOTADD
 
     def __init__(self, device: Device, capacity: int, on_close: Callable[[], None] | None = None) -> None:
         self.capacity = capacity

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 
 class OpenDisk(ABC):
     """An open disk; `capacity` in bytes, a multiple of 512. Blocking."""
 
-    mode: ClassVar[str]
     capacity: int
 
     @abstractmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.dialer import Dialer
 from engine.modes.errors import WriteFailed
 from engine.modes.names import NBDSSL, NetworkMode
-from engine.modes.nfc.aio import FileType, Opened, Packing, parse_written
+from engine.modes.nfc.aio import FileType, OpenFile, Packing, parse_written
 from engine.modes.nfc.client import NfcClient
 from engine.modes.nfc.errors import OpenFailed
 from engine.modes.source import Read, Source
@@ -63,7 +63,7 @@ class NetworkSession:
         self.client.at_step(step)
         opened = self.client.open_file(path, FileType.DISK)
         self._check(opened, path, capacity)
-        return NetworkSource(self.client, opened.handle, capacity, self.mode, packing)
+        return NetworkSource(self.client, opened.handle, capacity, packing)
 
     def open_writer(self, path: str, capacity: int, *, step: str) -> NetworkWriter:
         """Opens a disk of `capacity` bytes for writing; the ticket must be for that.
@@ -76,7 +76,7 @@ class NetworkSession:
         self._check(opened, path, capacity)
         return NetworkWriter(self.client, opened.handle, capacity)
 
-    def _check(self, opened: Opened, path: str, capacity: int) -> None:
+    def _check(self, opened: OpenFile, path: str, capacity: int) -> None:
         # What stands in this 32-bit field is not agreed on: sectors or bytes, cut to 32 bits (nfc reference section 4).
         known = {0, capacity // 512, min(capacity // 512, _U32), capacity & _U32, min(capacity, _U32)}
         if opened.capacity not in known:
@@ -93,14 +93,10 @@ class NetworkSession:
 class NetworkSource(Source):
     """A disk on an NFC connection. Allocated areas are not told by NFC: all is read, and zeros are dropped by the reader."""
 
-    mode = "network"
     step = "20c"
 
-    def __init__(
-        self, client: NfcClient, handle: int, capacity: int, mode: NetworkMode, packing: Packing = Packing.NONE
-    ) -> None:
+    def __init__(self, client: NfcClient, handle: int, capacity: int, packing: Packing) -> None:
         self.capacity = capacity
-        self.variant = mode
         self._packing = packing
         self._client = client
         self._handle = handle
@@ -121,8 +117,6 @@ class NetworkSource(Source):
 
 class NetworkWriter(DiskWriter):
     """A disk that is written on an NFC connection; each `write` is one request, threads overlap theirs."""
-
-    mode = "network"
 
     def __init__(self, client: NfcClient, handle: int, capacity: int) -> None:
         self.capacity = capacity

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from engine.config import EngineConfig
 from engine.dialer import Dialer
@@ -37,6 +37,7 @@ BUSY_DEADLINE = 120.0
 _BUSY_PAUSES = (0.5, 10.0)
 
 D = TypeVar("D", Source, DiskWriter)
+"""A disk that is read, or one that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,10 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """An open disk (`source` or `writer`), the mode, the host's name, the configuration file's text, and failovers on the way."""
+class Opened(Generic[D]):
+    """An open disk, the mode, the host's name, the configuration file's text, and failovers on the way."""
 
-    disk: Any
+    disk: D
     mode: str
     host: str
     vmx: str | None
@@ -130,7 +131,7 @@ class Opening:
         self._host = ""
         self._vmx: str | None = None
 
-    def source(self, request: Request) -> Opened:
+    def source(self, request: Request) -> Opened[Source]:
         """Opens the snapshot's disk for reading. Raises the error of step 18 or 19, or of the last mode that was tried."""
         modes = expand(request.modes, self._config)
         variety = next((mode for mode in modes if mode in NETWORK), NBDSSL)
@@ -141,7 +142,7 @@ class Opening:
             self._connect(request, variety)
             return self._first(modes, request, self._open_source)
 
-    def writer(self, request: Request) -> Opened:
+    def writer(self, request: Request) -> Opened[DiskWriter]:
         """Opens a disk of a restored VM for writing: `hotadd`, `nbd` or `nbdssl`."""
         modes = [mode for mode in expand(request.modes, self._config) if mode != SAN]
         if not modes:
@@ -155,7 +156,7 @@ class Opening:
 
     # Mode by mode
 
-    def _first(self, modes: list[str], request: Request, open_disk: Callable[[str, Request], Any]) -> Opened:
+    def _first(self, modes: list[str], request: Request, open_disk: Callable[[str, Request], D]) -> Opened[D]:
         failed: list[dict[str, str]] = []
         for number, mode in enumerate(modes):
             step = self._steps.of(mode)

@@ -17,7 +17,6 @@ from engine.modes.errors import SanNotVisible, SanReadFailed, SanUnsupported
 from engine.modes.iscsi import scsi
 from engine.modes.iscsi.session import PATIENCE, Command, Login, Session
 from engine.modes.layout import Layout
-from engine.modes.names import SAN
 from engine.modes.source import Extent, Read, Source
 
 STEP = "20a"
@@ -53,7 +52,6 @@ class Lun:
 class SanSource(Source):
     """A disk read from its LUN. The session belongs to the source."""
 
-    mode = SAN
     step = STEP
 
     def __init__(self, lun: Lun, layout: Layout) -> None:

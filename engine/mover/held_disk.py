@@ -6,11 +6,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol
 
 from engine.errors import VadplabError
 from engine.events import EventLog
-from engine.modes.opening import Opened, Steps
+from engine.modes.opening import D, Opened, Steps
 from engine.mover.background import background
 from engine.mover.errors import NotReady, Stopped
 
@@ -25,7 +25,7 @@ class Pipeline(Protocol):
         """Makes it end soon; from any thread."""
 
 
-class HeldDisk:
+class HeldDisk(Generic[D]):
     """One disk. `close` may be called at any time, from any thread; it also ends an open that is under way."""
 
     def __init__(self, events: EventLog) -> None:
@@ -35,10 +35,10 @@ class HeldDisk:
         self._idle.set()
         self._begun = self._taken = self._closed = False
         self._steps = Steps()
-        self._opened: Opened | None = None
+        self._opened: Opened[D] | None = None
         self._pipeline: Pipeline | None = None
 
-    async def open(self, opening: Callable[[], Opened], steps: Steps) -> Opened:
+    async def open(self, opening: Callable[[], Opened[D]], steps: Steps) -> Opened[D]:
         """Opens the disk with `opening`, which blocks. `steps`: those in which it is moved, for errors.
 
         Raises:
@@ -50,7 +50,7 @@ class HeldDisk:
         self._idle.clear()
         self._steps = steps
 
-        def work() -> Opened:
+        def work() -> Opened[D]:
             try:
                 return self._keep(opening())
             finally:
@@ -58,7 +58,7 @@ class HeldDisk:
 
         return await background(work)
 
-    def take(self) -> Opened:
+    def take(self) -> Opened[D]:
         """The open disk, for the one pipeline that moves it. Raises NotReady: it is not open, or was taken before."""
         if self._opened is None or self._taken:
             raise NotReady("the disk is not open, or its blocks were asked for before")
@@ -85,7 +85,7 @@ class HeldDisk:
             except VadplabError as exc:
                 self._events.note(exc.message, step=exc.step or self._steps.of(opened.mode), code=exc.code)
 
-    def _keep(self, opened: Opened) -> Opened:
+    def _keep(self, opened: Opened[D]) -> Opened[D]:
         with self._lock:
             if not self._closed:
                 self._opened = opened

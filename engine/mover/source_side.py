@@ -10,6 +10,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.dialer import Dialer
 from engine.modes.opening import Opening, Steps
+from engine.modes.source import Source
 from engine.mover import comparison, protocol
 from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink
@@ -26,7 +27,7 @@ class SourceSide:
     def __init__(self, config: EngineConfig, dialer: Dialer, stop: threading.Event) -> None:
         self._events = dialer.events
         self._opening = Opening(config, dialer, stop)
-        self._held = HeldDisk(dialer.events)
+        self._held: HeldDisk[Source] = HeldDisk(dialer.events)
 
     async def open(self, params: protocol.SourceOpen) -> dict[str, Any]:
         """Opens the disk in the first mode that works; gives what `source.open` answers."""

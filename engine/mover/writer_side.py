@@ -10,6 +10,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.dialer import Dialer
 from engine.modes.opening import Opening, Steps
+from engine.modes.writer import DiskWriter
 from engine.mover import protocol
 from engine.mover.background import Report, background, reported
 from engine.mover.datalink import DataLink
@@ -26,7 +27,7 @@ class WriterSide:
         self._dialer = dialer
         self._stop = stop
         self._steps = Steps()
-        self._held = HeldDisk(dialer.events)
+        self._held: HeldDisk[DiskWriter] = HeldDisk(dialer.events)
 
     async def open(self, params: protocol.WriterOpen) -> dict[str, Any]:
         """Opens the disk of a restored VM for writing, in the first mode that works."""

@@ -57,7 +57,7 @@ class Packing(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenFile:
     """Reply to an open: `handle`, and `capacity` at offset 28: sectors or bytes of a disk, bytes of a plain file."""
 
     handle: int
@@ -108,14 +108,14 @@ def open_file(op: int, path: str, kind: FileType, *, write: bool = False) -> byt
     return frame(Type.OPEN_FILE, op, struct.pack("<I12xII36x", len(name), kind, flags), name)
 
 
-def parse_opened(payload: bytes | bytearray | memoryview) -> Opened:
+def parse_opened(payload: bytes | bytearray | memoryview) -> OpenFile:
     """Reply to `open_file`. Raises NfcProtocol."""
     if len(payload) != OPEN_REPLY.size:
         raise NfcProtocol(f"an open reply of {len(payload)} bytes")
     handle, _, _, _, capacity, sector = OPEN_REPLY.unpack(payload)
     if sector not in (0, 512):
         raise NfcProtocol(f"a file with sectors of {sector} bytes")
-    return Opened(handle, capacity)
+    return OpenFile(handle, capacity)
 
 
 def close_file(op: int, handle: int) -> bytes:

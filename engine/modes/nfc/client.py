@@ -111,7 +111,7 @@ class NfcClient:
             self.raw.step = step
             self._events.use(self.attempt, step=step)
 
-    def open_file(self, path: str, kind: aio.FileType, *, write: bool = False) -> aio.Opened:
+    def open_file(self, path: str, kind: aio.FileType, *, write: bool = False) -> aio.OpenFile:
         """Opens a file for reading, or for writing too. Raises OpenFailed with the host's code and text."""
         reply = self._call(
             f"open {path}",

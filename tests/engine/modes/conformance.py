@@ -34,10 +34,6 @@ class SourceSuite:
         with subject.open() as source:
             assert source.capacity == len(subject.content)
 
-    def check_mode_has_a_name(self, subject: Subject) -> None:
-        with subject.open() as source:
-            assert source.mode
-
     def check_whole_disk_in_pieces(self, subject: Subject) -> None:
         with subject.open() as source:
             found = bytearray(source.capacity)

@@ -17,7 +17,6 @@ class _Copied:
 class MemorySource(Source):
     """`content` as a disk. `extents_known`: tells which 64 KiB blocks are not zeros. `fail_at`: reads there fail."""
 
-    mode = "memory"
     step = "20c"
 
     def __init__(self, content: bytes, *, extents_known: bool = False, fail_at: int | None = None) -> None:

@@ -26,8 +26,6 @@ CONTENT = sample(SIZE)
 class MemoryWriter(DiskWriter):
     """A disk in memory. `fail_at`: a write there fails."""
 
-    mode = "memory"
-
     def __init__(self, fail_at: int | None = None) -> None:
         self.capacity = SIZE
         self.content = bytearray(SIZE)
