@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fakes.core import inventory
+from fakes.core.certificate import make
 from fakes.core.daemon import die_with_parent, on_signal, ready
 from fakes.core.scratch import scratch
 from fakes.esxi.connection import Limits
 from fakes.esxi.journal import Journal
-from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow, make_certificate
+from fakes.esxi.lone import DATASTORE, DISK, VM, LoneFailed, LoneStorage, TicketWindow
 from fakes.esxi.server import EsxiHost
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ async def _lone(args: argparse.Namespace, listener: socket.socket, folder: Path)
     certificate = args.certificate
     if certificate is None:
         certificate = folder / "host.pem"
-        make_certificate(certificate, args.name, address)
+        make(certificate, [args.name, address])
     try:
         size = inventory.parse_size(args.size) if args.size is not None else None
     except ValueError as exc:

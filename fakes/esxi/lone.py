@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A host without a lab: one VM with one disk, a certificate of its own, and tickets for whoever asks.
+"""A host without a lab: one VM with one disk, and tickets for whoever asks.
 
 The disk is an nbdkit (file or memory plugin) on a Unix socket; this process answers in storage's place on a private fabric
 folder. The VM is powered off, so its disk can be opened for reading and, with a read-write ticket, for writing.
@@ -10,17 +10,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime
-import ipaddress
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fakes.core import fabric
 from fakes.core.daemon import die_with_parent
@@ -38,32 +31,6 @@ _HAND_OVER = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0 </dev/null'
 
 class LoneFailed(Exception):
     """The lone host cannot start; the text says why."""
-
-
-def make_certificate(path: Path, name: str, address: str) -> None:
-    """Writes a self-signed certificate and its key into one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=365))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name), x509.IPAddress(ipaddress.ip_address(address))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
 
 
 def descriptor(size: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import socket
 import ssl
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fakes.core import fabric
+from fakes.core.certificate import thumbprint
 from fakes.core.fabric import FabricError
 from fakes.esxi.authd import Dialogue
 from fakes.esxi.connection import Connection, Limits
@@ -22,14 +22,6 @@ from fakes.esxi.journal import Journal
 from fakes.esxi.tickets import Ticket, TicketRefused, TicketStore
 
 MAX_CLIENTS = 512  # connections in any state, so that clients that never log in cannot take all threads
-
-
-def thumbprint(certificate: Path, algorithm: str) -> str:
-    """`AA:BB:…` of the first certificate in a PEM file."""
-    pem = certificate.read_text()
-    begin, end = pem.index("-----BEGIN CERTIFICATE-----"), pem.index("-----END CERTIFICATE-----")
-    der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----\n")
-    return ":".join(f"{byte:02X}" for byte in hashlib.new(algorithm, der).digest())
 
 
 class EsxiHost:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pyVmomi import vmodl
 
-from fakes.core import inventory
+from fakes.core import certificate, inventory
 from fakes.core.daemon import die_with_parent, on_signal, ready
 from fakes.core.fabric import FabricError
 from fakes.core.scratch import scratch
-from fakes.vcenter import certificate, source
+from fakes.vcenter import source
 from fakes.vcenter.changes import Pages
 from fakes.vcenter.gateway import Gateway, Settings
 from fakes.vcenter.simulator import BadFlags, SimulatorFailed

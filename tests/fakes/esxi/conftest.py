@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from fakes.core.certificate import make
 from fakes.esxi.connection import Limits
 from fakes.esxi.journal import Journal
-from fakes.esxi.lone import DATASTORE, DISK, VM, LoneStorage, TicketWindow, make_certificate
+from fakes.esxi.lone import DATASTORE, DISK, VM, LoneStorage, TicketWindow
 from fakes.esxi.server import EsxiHost
 
 SIZE = 8 << 20
@@ -63,7 +64,7 @@ class Background:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pki") / "esxi-1.pem"
-    make_certificate(path, "esxi-1", "127.0.0.1")
+    make(path, ["esxi-1", "127.0.0.1"])
     return path
 
 

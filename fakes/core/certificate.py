@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A self-signed certificate for a gateway that is given none (alone, on loopback)."""
+"""A self-signed certificate for a fake that is given none (alone, on loopback), and thumbprints."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,3 +43,11 @@ def make(path: Path, names: list[str]) -> None:
         certificate.public_bytes(serialization.Encoding.PEM)
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+
+
+def thumbprint(path: Path, algorithm: str) -> str:
+    """`AA:BB:…` of the first certificate in a PEM file. Raises OSError, ValueError."""
+    pem = path.read_text()
+    end = "-----END CERTIFICATE-----"
+    der = ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN CERTIFICATE-----") : pem.index(end)] + end + "\n")
+    return ":".join(f"{byte:02X}" for byte in hashlib.new(algorithm, der).digest())
