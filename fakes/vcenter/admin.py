@@ -136,10 +136,10 @@ class AdminSession:
         """
         async with asyncio.timeout(deadline):
             while True:
-                values = await self.properties(task, "info")
-                info = values.get("info")
-                if info is not None and info.state == "success":
-                    return info.result
-                if info is not None and info.state == "error":
-                    raise _said(info.error)
+                # not the whole info: some of vcsim's name an entity that is none (vcsim reference section 8.2 #4)
+                values = await self.properties(task, "info.state", "info.result", "info.error")
+                if values.get("info.state") == "success":
+                    return values.get("info.result")
+                if values.get("info.state") == "error":
+                    raise _said(values["info.error"])
                 await asyncio.sleep(POLL)

@@ -22,25 +22,31 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 from pyVmomi import vim, vmodl
 
+from fakes.core.certificate import thumbprint
 from fakes.core.fabric import FabricError, serve
 from fakes.core.inventory import EsxiHost, Inventory, VirtualMachine
-from fakes.vcenter import builder, devices, guard, hoststorage, reports, simulator, soap, tasks
+from fakes.vcenter import builder, devices, guard, hoststorage, ovf, reports, simulator, soap, tasks
 from fakes.vcenter.access import FileAccess
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.attachments import Attachments
+from fakes.vcenter.browsing import Browsing, Listing
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
 from fakes.vcenter.changes import Changes, Pages
 from fakes.vcenter.collectors import Collectors
+from fakes.vcenter.export import Export
+from fakes.vcenter.files import Files
+from fakes.vcenter.folder import Folder
 from fakes.vcenter.guest import GuestOperations
 from fakes.vcenter.hoststorage import HostStorage
-from fakes.vcenter.http import Headers, Reply, Request
+from fakes.vcenter.http import Reply, Request
 from fakes.vcenter.journal import Journal
 from fakes.vcenter.keeper import Keeper, NotReady
 from fakes.vcenter.machines import Machines
+from fakes.vcenter.moving import Moving
 from fakes.vcenter.nfc import VERSIONS, NfcService
 from fakes.vcenter.passing import pass_on
 from fakes.vcenter.power import Power
@@ -131,24 +137,36 @@ class Gateway:
         self._machines = Machines(self, runner, self._power, self._attachments, inventory, self._vms)
         self._collectors = Collectors()
         self._access = FileAccess()
+        listing = Listing(self, inventory)
+        self._export = Export(self, runner)
+        self._folder = Folder(self, listing, self._datacenter())
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
             "Login": self._login,
             "TerminateSession": self._terminate,
+            "CancelTask": tasks.cancel,
             **self._access.handlers(),
             **self._collectors.handlers(),
+            **self._export.handlers(),
+            **ovf.handlers(),
+            **Browsing(self, runner, listing).handlers(),
+            **Files(listing).handlers(),
             **self._power.handlers(),
             **self._snapshots.handlers(),
             **Reverting(self, runner, self._power).handlers(),
             **Changes(self, runner, settings.pages).handlers(),
             **Reconfigure(self, runner, self._power, self._attachments, inventory).handlers(),
-            **(self._machines.handlers() if settings.view == "vcenter" else {}),
+            **(self._on_vcenter(runner) if settings.view == "vcenter" else {}),
             **self._nfc.handlers(),
             **self.guest.handlers(),
         }
         self._keeper = Keeper(self._make_world, self._lost)
         self._server: HttpsServer | None = None
+
+    def _on_vcenter(self, runner: Runner) -> dict[str, Handler]:
+        moving = Moving(self, runner, self._power, self.settings.inventory)
+        return self._machines.handlers() | moving.handlers()
 
     def _shows(self, vm: VirtualMachine) -> bool:
         return self.settings.view == "vcenter" or vm.host == self.settings.host
@@ -234,6 +252,7 @@ class Gateway:
             )
         upstream = Upstream(child.host, child.port, dial)
         world = World(child, upstream, AdminSession(upstream), Sanitiser(host_storage=self._host_storage.patch))
+        world.sanitiser.entity_name = lambda moid: world.places.vm_name(moid)
         try:
             await world.admin.login(settings.username, settings.password)
             self.owns_tasks = world.admin.content.about.apiType == "VirtualCenter"
@@ -262,6 +281,7 @@ class Gateway:
             address = self._hosts()[self.settings.host].address
             replace[b"<ipAddress>127.0.0.1</ipAddress>"] = f"<ipAddress>{address}</ipAddress>".encode()
         world.sanitiser.replace = replace
+        world.sanitiser.thumbprint = thumbprint(self.settings.certificate, "sha1").encode()
         world.sanitiser.own_session = admin.key.encode()
         # leases name the gateway in their URLs (vcsim reference section 13)
         option = vim.option.OptionValue(key="vcsim.server.url", value=f"https://{public}/sdk")
@@ -393,13 +413,16 @@ class Gateway:
             if path.startswith(hidden):
                 return Reply.text(404, "not found")
             world = await self.world()
+            if path.startswith("/nfc/") and (offered := await self._export.serve(request, path)) is not None:
+                return offered
             if path.startswith(guard.SESSION_PATHS):
                 if not await self._access.allows(world, request):
                     return Reply.text(401, "not logged in", ("WWW-Authenticate", 'Basic realm="VMware HTTP server"'))
-                if request.method not in ("GET", "HEAD", "PUT", "POST"):
+                is_folder = path == "/folder" or path.startswith("/folder/")
+                if request.method not in ("GET", "HEAD", "PUT", "POST", *(("DELETE",) if is_folder else ())):
                     return Reply.text(501, f"{request.method} is not offered here")
-                if path.startswith("/folder") and (text := await self._stored_file(request, path)) is not None:
-                    return Reply(200, Headers([("Content-Type", "application/octet-stream")]), text)
+                if is_folder:
+                    return await self._folder.handle(world, request, path)
                 return await pass_on(world.upstream, request, self.spawn)
             return await _named(world, await pass_on(world.upstream, request, self.spawn))
         except NotReady as exc:
@@ -408,23 +431,6 @@ class Gateway:
             return Reply.text(503, f"the service broke off: {exc}", ("Retry-After", "2"))
         except TimeoutError:
             return Reply.text(504, "no answer in time")
-
-    async def _stored_file(self, request: Request, path: str) -> bytes | None:
-        """Text files (`.vmx`, descriptors) come from the storage, which has them as they are; vcsim has stubs."""
-        if self.storage is None or request.method not in ("GET", "HEAD"):
-            return None
-        names = parse_qs(urlsplit(request.target).query).get("dsName") or [""]
-        inventory = self.settings.inventory
-        if inventory is None or names[0] not in {store.name for store in inventory.datastores}:
-            return None
-        path = path.removeprefix("/folder").strip("/")
-        if "/" not in path:
-            return None
-        try:
-            return await self.storage.read_text(names[0], path)
-        except FabricError as exc:
-            _log.warning("%s: %s", request.path, exc)
-            return None
 
     async def _soap(self, request: Request) -> Reply:
         raw = await request.body.read(soap.MAX_REQUEST)

@@ -30,10 +30,12 @@ _LOCAL_INFO = re.compile(
 _NAME = re.compile(rb"<name>([^<]*)</name>")
 _OBJECT = re.compile(rb'(<obj type="(?:HostSystem|HostStorageSystem)">([^<]+)</obj>)(.*?)(?=<obj type="|\Z)', re.DOTALL)
 _SUMMARY = re.compile(
-    rb"(<name>)([^<]*)(</name><url>[^<]*</url><capacity>)\d+(</capacity><freeSpace>)\d+(</freeSpace>.*?<type>)OTHER(</type>)",
+    rb"(<name>)([^<]*)(</name><url>)[^<]*(</url><capacity>)\d+(</capacity><freeSpace>)\d+(</freeSpace>.*?<type>)"
+    rb"OTHER(</type>)",
     re.DOTALL,
 )
 _SUMMARY_TYPE = re.compile(rb"(<name>summary\.type</name><val[^>]*>)OTHER(</val>)")
+_SUMMARY_URL = re.compile(rb"(<name>summary\.url</name><val[^>]*>)/[^<]*?([^/<]+)(</val>)")
 _BLOCKS = {
     b"hostBusAdapter": (b"ArrayOfHostHostBusAdapter", b"HostHostBusAdapter"),
     b"scsiLun": (b"ArrayOfScsiLun", b"ScsiLun"),
@@ -69,6 +71,11 @@ class Lun:
         """The volume's UUID, as VMFS writes it; stable."""
         digits = uuid.uuid5(uuid.NAMESPACE_URL, f"vmfs:{self.naa}").hex
         return f"{digits[:8]}-{digits[8:16]}-{digits[16:20]}-{digits[20:]}"
+
+    @property
+    def url(self) -> str:
+        """The datastore's URL."""
+        return f"ds:///vmfs/volumes/{self.vmfs_uuid}/"
 
 
 def lun(info: dict[str, Any]) -> Lun:
@@ -115,6 +122,8 @@ class HostStorage:
             body = _LOCAL_INFO.sub(self._datastore, body)
         if b"OTHER" in body:
             body = _SUMMARY_TYPE.sub(rb"\1VMFS\2", _SUMMARY.sub(self._summary, body))
+        if b"summary.url" in body:
+            body = _SUMMARY_URL.sub(self._url, body)
         if any(mark in body for mark in _MARKS):
             if this in self.mounts:
                 return self._host(body, self.mounts[this])
@@ -140,7 +149,14 @@ class HostStorage:
         if found is None:
             return match[0]
         capacity, free = str(found.size).encode(), str(found.free).encode()
-        return match[1] + match[2] + match[3] + capacity + match[4] + free + match[5] + b"VMFS" + match[6]
+        url = found.url.encode()
+        return (
+            match[1] + match[2] + match[3] + url + match[4] + capacity + match[5] + free + match[6] + b"VMFS" + match[7]
+        )
+
+    def _url(self, match: re.Match[bytes]) -> bytes:
+        found = self.luns.get(match[2].decode())
+        return match[0] if found is None else match[1] + found.url.encode() + match[3]
 
     def _host(self, body: bytes, mounted: tuple[str, list[Lun]]) -> bytes:
         """Appends to the last element of each kind: in a HostStorageDeviceInfo, and in arrays of its parts."""
@@ -247,10 +263,9 @@ def mount(found: Lun) -> Any:
 
 def vmfs_info(found: Lun) -> Any:
     """The datastore as VMFS on its LUN."""
-    url = f"ds:///vmfs/volumes/{found.vmfs_uuid}/"
     return vim.host.VmfsDatastoreInfo(
         name=found.datastore,
-        url=url,
+        url=found.url,
         freeSpace=found.free,
         maxFileSize=70368744177664,
         maxVirtualDiskCapacity=68169720922112,

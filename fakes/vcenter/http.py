@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 MAX_HEAD = 64 << 10
 CHUNK = 64 << 10
@@ -19,23 +20,6 @@ _TOKEN = re.compile(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 HOP_BY_HOP = frozenset(
     ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length")
 )
-REASONS = {
-    200: "OK",
-    204: "No Content",
-    206: "Partial Content",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
 
 
 class BadRequest(Exception):
@@ -259,23 +243,32 @@ async def read_reply(reader: asyncio.StreamReader, method: str) -> tuple[int, He
     return status, headers, Body(reader, length, chunked=chunked)
 
 
-async def write_reply(writer: asyncio.StreamWriter, reply: Reply, *, head_only: bool, keep_alive: bool) -> None:
-    """Sends a reply, streaming its body if it has one to stream."""
+async def write_reply(
+    writer: asyncio.StreamWriter, reply: Reply, *, head_only: bool, keep_alive: bool, patience: float = 300.0
+) -> None:
+    """Sends a reply, streaming its body if it has one to stream. Raises TimeoutError when a part is not made or taken."""
     length = len(reply.body) if isinstance(reply.body, bytes) and reply.length is None else reply.length
-    lines = [f"HTTP/1.1 {reply.status} {REASONS.get(reply.status, 'Status')}"]
+    lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.end_to_end().items]
     lines.append(f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked")
     lines.append("Connection: " + ("keep-alive" if keep_alive else "close"))
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     if isinstance(reply.body, bytes):
         writer.write(head if head_only else head + reply.body)
-        await writer.drain()
+        await asyncio.wait_for(writer.drain(), patience)
         return
     writer.write(head)
-    if not head_only:
-        async for part in reply.body:
+    try:
+        while not head_only:
+            try:
+                part = await asyncio.wait_for(anext(reply.body), patience)
+            except StopAsyncIteration:
+                break
             writer.write(part if length is not None else b"%x\r\n%s\r\n" % (len(part), part))
-            await writer.drain()
-        if length is None:
+            await asyncio.wait_for(writer.drain(), patience)
+        if length is None and not head_only:
             writer.write(b"0\r\n\r\n")
-    await writer.drain()
+        await asyncio.wait_for(writer.drain(), patience)
+    finally:
+        if isinstance(reply.body, AsyncGenerator):
+            await reply.body.aclose()

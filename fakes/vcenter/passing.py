@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Requests that are not SOAP, passed to vcsim with both bodies streamed: files, leases, REST, version documents."""
+"""Bodies on their way: requests that are not SOAP, passed to vcsim with both bodies streamed, and what blocking code makes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 from fakes.vcenter.http import Reply, Request
@@ -49,3 +49,19 @@ async def _taken(parts: asyncio.Queue[bytes | BaseException | None]) -> Any:
         if isinstance(part, BaseException):
             raise ConnectionResetError(str(part))
         yield part
+
+
+async def in_thread(parts: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """What a blocking generator makes, each part in a thread; it is closed when nobody wants the rest."""
+    step: asyncio.Future[bytes | None] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
+            part = await asyncio.shield(step)
+            if part is None:
+                return
+            yield part
+    finally:
+        if step is not None:
+            await asyncio.wait([step])
+        await asyncio.to_thread(parts.close)

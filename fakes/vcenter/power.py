@@ -15,10 +15,11 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from fakes.core.fabric import FabricError
 from fakes.core.inventory import VirtualMachine
-from fakes.vcenter import devices, guard
+from fakes.vcenter import devices, guard, soap
 from fakes.vcenter.attachments import Attachments
-from fakes.vcenter.calls import Context, Handler
+from fakes.vcenter.calls import Context, Handler, SoapFault
 from fakes.vcenter.http import Reply
 from fakes.vcenter.running import Owner, Runner, quietly
 from fakes.vcenter.upstream import UpstreamGone
@@ -42,35 +43,91 @@ class Power:
     def handlers(self) -> dict[str, Handler]:
         """By wsdl name."""
         passed: dict[str, Handler] = dict.fromkeys(guard.EXCLUSIVE, self.exclusive)
-        return passed | dict.fromkeys(guard.POWER, self.change)
+        asked: dict[str, Handler] = dict.fromkeys(("ShutdownGuest", "RebootGuest", "StandbyGuest"), self.ask_guest)
+        return passed | asked | dict.fromkeys(guard.POWER, self.change) | {"PowerOnMultiVM_Task": self.on_many}
 
     async def change(self, context: Context) -> Reply:
         """PowerOnVM_Task, PowerOffVM_Task, SuspendVM_Task."""
         world, method = context.world, context.call.method
-        vm, on = world.admin.object("VirtualMachine", context.call.this_id), guard.POWER[context.call.method]
+        vm = world.admin.object("VirtualMachine", context.call.this_id)
         managed = self._runner.managed(world, vm)
         if managed is None:
             return await self.exclusive(context)
 
         async def work() -> tuple[Any, Any]:
-            storage = self._owner.storage
-            assert storage is not None
-            off_before = await _state(world, vm) != "poweredOn"
-            if on and off_before:
-                await storage.power(managed, True)
-            try:
-                task = await world.admin.call(vm, method)
-                await quietly(world, task, hide=self._owner.owns_tasks)
-            except BaseException:
-                if on and off_before:
-                    await storage.power(managed, False)
-                raise
-            if not on:
-                await self._went_down(world, managed, vm)
-            await self._took_effect(world, managed, vm, on)
-            return None, task
+            return None, await self._switch(world, managed, vm, method)
 
         return await self._runner.run(context, vm, work, {})
+
+    async def _switch(self, world: World, managed: VirtualMachine, vm: Any, method: str) -> Any:
+        """One of those tasks, with the storage told; returns vcsim's own."""
+        storage, on = self._owner.storage, guard.POWER[method]
+        assert storage is not None
+        off_before = await _state(world, vm) != "poweredOn"
+        if on and off_before:
+            await storage.power(managed, True)
+        try:
+            task = await world.admin.call(vm, method)
+            await quietly(world, task, hide=self._owner.owns_tasks)
+        except BaseException:
+            if on and off_before:
+                await storage.power(managed, False)
+            raise
+        if not on:
+            await self._went_down(world, managed, vm)
+        await self._took_effect(world, managed, vm, on)
+        return task
+
+    async def on_many(self, context: Context) -> Reply:
+        """PowerOnMultiVM_Task(vm[]): on a vCenter each VM is switched on as by PowerOnVM_Task."""
+        if not self._owner.owns_tasks:
+            return await context.forward()
+        world, vms = context.world, soap.arguments(context.raw).get("vm") or []
+        datacenter = world.admin.object("Datacenter", context.call.this_id)
+
+        async def work() -> tuple[Any, Any]:
+            result = vim.cluster.PowerOnVmResult(attempted=[], notAttempted=[])
+            for vm in vms:
+                vm, managed = world.admin.object("VirtualMachine", vm._moId), self._runner.managed(world, vm)
+                name = managed.name if managed is not None else vm._moId
+                try:
+                    async with self._owner.lock(name):
+                        if managed is not None:
+                            task = await self._switch(world, managed, vm, "PowerOnVM_Task")
+                        else:
+                            task = await quietly(world, await world.admin.call(vm, "PowerOnVM_Task"), hide=False)
+                    result.attempted.append(vim.cluster.AttemptedVmInfo(vm=vm, task=task))
+                except (vmodl.MethodFault, FabricError) as exc:
+                    refused = vim.cluster.NotAttemptedVmInfo(vm=vm, fault=self._runner.fault(name, exc))
+                    result.notAttempted.append(refused)
+            return result, None
+
+        return await self._runner.run(context, datacenter, work, {})
+
+    async def ask_guest(self, context: Context) -> Reply:
+        """ShutdownGuest, RebootGuest, StandbyGuest: what Tools do in the guest; without Tools they are refused."""
+        world = context.world
+        vm = world.admin.object("VirtualMachine", context.call.this_id)
+        managed = self._runner.managed(world, vm)
+        if managed is None:
+            return await context.forward()
+        await context.require_login()
+        told = await world.admin.properties(vm, "runtime.powerState", "guest.toolsRunningStatus")
+        if told.get("runtime.powerState") != "poweredOn":
+            state = told.get("runtime.powerState")
+            value = vim.fault.InvalidPowerState(existingState=state, requestedState="poweredOn")
+            raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
+        if told.get("guest.toolsRunningStatus") != "guestToolsRunning":
+            text = "Cannot complete operation because VMware Tools is not running in this virtual machine."
+            raise SoapFault(vim.fault.ToolsUnavailable(), text)
+        if context.call.method != "ShutdownGuest":
+            return await context.forward()
+
+        async def work() -> tuple[Any, Any]:
+            await self.set(world, managed, vm, False)
+            return None, None
+
+        return await self._runner.at_once(context, vm, work, {})
 
     async def exclusive(self, context: Context) -> Reply:
         """Forwards a task that changes a VM, keeping the VM's lock until it has ended."""

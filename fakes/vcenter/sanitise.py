@@ -32,9 +32,20 @@ _NO_ENTITY = re.compile(
 _TASK_REFERENCE = re.compile(rb'<(\w+)(?=[^>]*\stype="Task")[^>]*>(task-[0-9]+)</\1>')
 _OWN_TASK = re.compile(rb'(<task type="Task">(task-[0-9]+)</task>)(?!<name>)')
 # 8.2 #5: an error without a text of its own is called by its Go type, and files by where vcsim keeps its stubs.
+_NO_TEXT = re.compile(rb"<faultstring></faultstring><detail><(\w+)Fault\b")
 _GO_TYPE = re.compile(rb"<localizedMessage>\*types\.(\w+)(?:: [^<]*)?</localizedMessage>")
 _STUB = re.compile(rb"<file>/[^<]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<]*-)([^-/<]+)/([^<]*)</file>")
 # The process behind us is neither the client's address nor the product's version.
+_STUB_PATH = re.compile(rb"/[^<\s]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<\s]*-)([^-/<\s]+)/([^<\s:]*)")
+# A fault of vcsim's Go code that no client knows.
+_GO_FAULT = re.compile(rb"\bInvalidPropertyFault(?=Fault\b|\")")
+# What vcsim does not know of a lease (vcsim reference section 13).
+_LEASE_INFO = re.compile(
+    rb'(<lease type="HttpNfcLease">([^<]+)</lease>(?:(?!</lease>).)*?<totalDiskCapacityInKB>)0(?=</totalDiskCapacityInKB>)',
+    re.DOTALL,
+)
+_NO_THUMBPRINT = re.compile(rb"<sslThumbprint></sslThumbprint>")
+_ENTITY_NAME = re.compile(rb'(<entity type="\w+">([^<]+)</entity><entityName>)\2(?=</entityName>)')
 _SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
 _VERSION = re.compile(rb"<version>6\.5\.0</version><build>\d+</build>")
 _FULL_NAME = re.compile(rb"(<fullName>VMware (?:vCenter Server|ESXi)) 6\.5\.0 build-\d+")
@@ -90,6 +101,10 @@ def _say(match: re.Match[bytes]) -> bytes:
     return f"<localizedMessage>{soap.words(match[1].decode())}</localizedMessage>".encode()
 
 
+def _tell(match: re.Match[bytes]) -> bytes:
+    return match[0].replace(b"><", f">{soap.words(match[1].decode())}<".encode(), 1)
+
+
 def _rename_value(match: re.Match[bytes]) -> bytes:
     return match[1] + (task_name(match[2].decode()) or match[2].decode()).encode() + match[3]
 
@@ -101,6 +116,8 @@ class Sanitiser:
     `replace`: identities of the vcsim process → those of this gateway (they are unique tokens).
     `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
     `own_session`: key of the gateway's own login, which no vCenter would list either.
+    `entity_name` tells the name of a VM by its reference, which vcsim puts in its place in the gateway's own tasks.
+    `leases`: lease → capacity of its disks in KiB; `thumbprint` of the certificate behind their URLs.
     `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps. `host_storage` patches
     what hosts and datastores say of LUNs, in the reply of a call on an object (its second argument).
     """
@@ -110,7 +127,10 @@ class Sanitiser:
     named: dict[bytes, str] = field(default_factory=dict)
     own_session: bytes = b""
     frozen: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    leases: dict[bytes, int] = field(default_factory=dict)
+    thumbprint: bytes = b""
     host_storage: Callable[[bytes, str], bytes] | None = None
+    entity_name: Callable[[str], str | None] | None = None
 
     def clean(self, body: bytes, client: str = "", this: str = "") -> bytes:
         """The reply of a call on object `this`, as the client at that address may see it."""
@@ -131,6 +151,13 @@ class Sanitiser:
             body = re.sub(rb"<UserSession\b[^>]*><key>" + own + rb"</key>.*?</UserSession>", b"", body, flags=re.DOTALL)
         if b"*types." in body:
             body = _GO_TYPE.sub(_say, body)
+        if b"<faultstring>" in body[:800]:
+            body = _GO_FAULT.sub(b"InvalidProperty", body)
+            body = _NO_TEXT.sub(_tell, body)
+            body = _STUB_PATH.sub(rb"[\1] \2", body)
+        if self.leases and b"<totalDiskCapacityInKB>" in body:
+            body = _LEASE_INFO.sub(self._lease, body)
+            body = _NO_THUMBPRINT.sub(rb"<sslThumbprint>" + self.thumbprint + rb"</sslThumbprint>", body)
         if b"<file>/" in body:
             body = _STUB.sub(rb"<file>[\1] \2</file>", body)
         if b"6.5.0" in body:
@@ -161,6 +188,7 @@ class Sanitiser:
         if self.named:
             body = _OWN_TASK.sub(self._name, body)
         body = _NO_ENTITY.sub(b"", body)
+        body = _ENTITY_NAME.sub(self._entity, body)
         if self.hidden:
             body = _TASK_REFERENCE.sub(self._hide, body)
         return body
@@ -168,6 +196,13 @@ class Sanitiser:
     def _name(self, match: re.Match[bytes]) -> bytes:
         name = self.named.get(match[2])
         return match[0] + (f"<name>{name}</name>".encode() if name else b"")
+
+    def _lease(self, match: re.Match[bytes]) -> bytes:
+        return match[1] + str(self.leases.get(match[2], 0)).encode()
+
+    def _entity(self, match: re.Match[bytes]) -> bytes:
+        name = self.entity_name(match[2].decode()) if self.entity_name is not None else None
+        return match[1] + (escape(name).encode() if name else match[2])
 
     def _hide(self, match: re.Match[bytes]) -> bytes:
         # only lists lose a member (ArrayOfManagedObjectReference, recentTask); a reply or an info keeps its reference

@@ -18,7 +18,6 @@ from fakes.vcenter.http import MAX_HEAD, BadRequest, Reply, Request, read_reques
 
 Handler = Callable[[Request], Awaitable[Reply]]
 IDLE = 900.0  # seconds a connection may wait for its next request
-WRITE = 300.0  # seconds a reply may take to be taken
 _log = logging.getLogger(__name__)
 
 
@@ -78,12 +77,10 @@ class HttpsServer:
                     reply = await self._answer(request, gone)
                 except BadRequest as exc:
                     refusal = Reply.text(exc.status, str(exc))
-                    await asyncio.wait_for(write_reply(writer, refusal, head_only=False, keep_alive=False), WRITE)
+                    await write_reply(writer, refusal, head_only=False, keep_alive=False)
                     break
                 keep = request.keep_alive and request.body.done
-                await asyncio.wait_for(
-                    write_reply(writer, reply, head_only=request.method == "HEAD", keep_alive=keep), WRITE
-                )
+                await write_reply(writer, reply, head_only=request.method == "HEAD", keep_alive=keep)
                 if not keep:
                     break
             writer.close()

@@ -261,18 +261,38 @@ class Storage:
             return info  # a datastore of local disks
         return {**info, "array": array}
 
+    async def folder(self, datastore: str, path: str) -> list[str]:
+        """Names in a folder, of the root (empty path) the folders; empty when it is not there."""
+        return list(await self._unless_missing(datastore, "file.list", path) or [])
+
+    async def stat(self, datastore: str, path: str) -> dict[str, Any] | None:
+        """`{size, kind: text|disk}` of a file (`folder/name`); None when it is not there."""
+        found: dict[str, Any] | None = await self._unless_missing(datastore, "file.stat", path)
+        return found
+
     async def read_text(self, datastore: str, path: str) -> bytes | None:
-        """A text file of the datastore (`folder/name`); None when it is none, or not there."""
+        """A text file, or the descriptor of a disk file (`folder/name`); None when it is not there."""
+        data: str | None = await self._unless_missing(datastore, "file.read", path)
+        return None if data is None else base64.b64decode(data)
+
+    async def _unless_missing(self, datastore: str, method: str, path: str) -> Any:
         try:
-            stat = await self._ask(datastore, "file.stat", {"path": path})
-            if stat.get("kind") != "text":
-                return None
-            data: str = await self._ask(datastore, "file.read", {"path": path})
+            return await self._ask(datastore, method, {"path": path})
         except FabricError as exc:
-            if exc.code == "not-found":
+            if exc.code in ("not-found", "bad-path"):
                 return None
             raise
-        return base64.b64decode(data)
+
+    async def export(self, datastore: str, path: str) -> tuple[Path, str, int]:
+        """Where the contents of a disk file can be read: NBD socket and export; and their size. FabricError `locked`."""
+        found = await self._ask(datastore, "disk.resolve", {"path": path, "write": False})
+        return self._folder / f"nbd-{datastore}.sock", str(found["export"]), int(found["size"])
+
+    async def extents(self, datastore: str, path: str) -> list[tuple[int, int]]:
+        """`(start, length)` of what is allocated in the chain that ends in a disk file."""
+        return [
+            (int(start), int(length)) for start, length in await self._ask(datastore, "disk.extents", {"path": path})
+        ]
 
 
 def _attachment(datastore: str, raw: dict[str, Any]) -> Attachment:

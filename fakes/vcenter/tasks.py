@@ -15,7 +15,8 @@ from pyVmomi import vim, vmodl
 
 from fakes.vcenter import soap
 from fakes.vcenter.admin import POLL, AdminSession
-from fakes.vcenter.calls import fault_name
+from fakes.vcenter.calls import Context, SoapFault, fault_name
+from fakes.vcenter.http import Reply
 from fakes.vcenter.world import World
 
 # wsdl method → descriptionId, as vSphere's TaskManager lists them
@@ -29,8 +30,13 @@ KINDS = {
     "ConsolidateVMDisks_Task": "VirtualMachine.consolidateDisks",
     "ReconfigVM_Task": "VirtualMachine.reconfigure",
     "PowerOnVM_Task": "VirtualMachine.powerOn",
+    "PowerOnMultiVM_Task": "Datacenter.powerOnVm",
     "PowerOffVM_Task": "VirtualMachine.powerOff",
     "SuspendVM_Task": "VirtualMachine.suspend",
+    "RelocateVM_Task": "VirtualMachine.relocate",
+    "MigrateVM_Task": "VirtualMachine.migrate",
+    "SearchDatastore_Task": "HostDatastoreBrowser.searchDatastore",
+    "SearchDatastoreSubFolders_Task": "HostDatastoreBrowser.searchDatastoreSubFolders",
     "CreateVM_Task": "Folder.createVm",
     "Destroy_Task": "VirtualMachine.destroy",
     "ExtendVirtualDisk_Task": "VirtualDiskManager.extendVirtualDisk",
@@ -49,6 +55,14 @@ async def announce(admin: AdminSession) -> None:
         lastHeartbeatTime=datetime.now(UTC),
     )
     await admin.call(admin.content.extensionManager, "RegisterExtension", extension=extension)
+
+
+async def cancel(context: Context) -> Reply:
+    """CancelTask: no task of the gateway's own can be cancelled; its work goes on whatever vcsim would say of it."""
+    if context.call.this_id.encode() in context.world.sanitiser.named:
+        await context.require_login()
+        raise SoapFault(vmodl.fault.NotSupported(), "The task can not be cancelled.")
+    return await context.forward()
 
 
 class OwnedTask:

@@ -16,6 +16,7 @@ from fakes.vcenter.http import MAX_HEAD, BadRequest, Body, Headers, read_reply
 
 MAX_REPLY = 512 << 20
 CONNECT = 5.0
+KEPT = 16  # idle connections
 
 
 class UpstreamGone(Exception):
@@ -85,7 +86,7 @@ class Upstream:
             yield status, fields, stream
             kept = stream.done and (fields.get("connection") or "").lower() != "close"
         finally:
-            if kept and not self.closed:
+            if kept and not self.closed and len(self._idle) < KEPT:
                 self._idle.append((reader, writer))
             else:
                 writer.close()

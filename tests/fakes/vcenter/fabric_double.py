@@ -129,8 +129,12 @@ class StorageDouble:
         return {"size": len(self.vms[folder]["files"][name]), "kind": "text"}
 
     def file_read(self, path: str) -> str:
+        self.file_stat(path)
         folder, _, name = path.partition("/")
-        return base64.b64encode(self._vm(folder)["files"][name].encode()).decode()
+        return base64.b64encode(self.vms[folder]["files"][name].encode()).decode()
+
+    def file_list(self, path: str) -> list[str]:
+        return sorted(self._vm(path)["files"] if path else self.vms)
 
 
 class HostDouble:

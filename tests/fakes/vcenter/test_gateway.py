@@ -88,7 +88,8 @@ def test_datastore_files_need_a_session(site: Site, session: Any) -> None:
     assert status == 200
     assert b'displayName = "files-vm"' in body  # the storage's, vcsim's own is empty
     assert get(site, "/folder/files-vm/none?dcPath=DC1&dsName=datastore1", session)[0] == 404
-    assert get(site, path, session, "DELETE")[0] == 501
+    assert get(site, path, session, "DELETE")[0] == 403
+    assert get(site, "/nfc/x/y", session, "DELETE")[0] == 501
     upload = "/folder/up/load.bin?dcPath=DC1&dsName=datastore1"
     data = bytes(range(256)) * 4096
     assert get(site, upload, session, "PUT", data)[0] in (200, 201)

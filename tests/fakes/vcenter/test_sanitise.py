@@ -102,3 +102,22 @@ def test_frozen_files_of_one_snapshot() -> None:
 @given(st.binary(max_size=300))
 def test_what_is_not_a_defect_passes_unchanged(body: bytes) -> None:
     assert Sanitiser().clean(body) == body
+
+
+def test_a_fault_has_a_text_a_known_type_and_no_local_path() -> None:
+    fault = b'<s><Fault><faultstring>%s</faultstring><detail><%sFault xsi:type="%s"/></detail></Fault></s>'
+    clean = Sanitiser().clean
+    said = clean(fault % (b"", b"InvalidPowerState", b"InvalidPowerState"))
+    assert said == fault % (b"Invalid power state.", b"InvalidPowerState", b"InvalidPowerState")
+    known = clean(fault % (b"", b"InvalidPropertyFault", b"InvalidPropertyFault"))
+    assert known == fault % (b"Invalid property.", b"InvalidProperty", b"InvalidProperty")
+    path = b"mkdir /tmp/x/state/stubs-1/datastore1/web: file exists"
+    assert b">mkdir [datastore1] web: file exists<" in clean(fault % (path, b"FileFault", b"FileFault"))
+
+
+def test_a_task_names_its_vm() -> None:
+    info = b'<task type="Task">task-1</task><entity type="VirtualMachine">%s</entity><entityName>%s</entityName>'
+    clean = Sanitiser(entity_name={"vm-1": "a & b"}.get).clean
+    assert clean(info % (b"vm-1", b"vm-1")).endswith(b"<entityName>a &amp; b</entityName>")
+    for kept in ((b"vm-2", b"vm-2"), (b"vm-1", b"web")):
+        assert clean(info % kept) == info % kept
