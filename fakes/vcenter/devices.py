@@ -7,6 +7,7 @@ reach it (`guard`).
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ from pyVmomi import vim
 
 from fakes.core.inventory import VirtualMachine
 from fakes.vcenter.http import Headers
+from fakes.vcenter.machine import folder as folder_of
 from fakes.vcenter.world import World
 
 STUB_DEADLINE = 30.0
@@ -143,3 +145,18 @@ async def restore_stubs(world: World) -> None:
         answer = await world.upstream.request("HEAD", target, Headers(), b"", STUB_DEADLINE)
         if answer.status == 404:
             await world.upstream.request("PUT", target, Headers(), text, STUB_DEADLINE)
+
+
+async def clear_stubs(world: World, vm: VirtualMachine) -> None:
+    """Takes away what vcsim left of a VM that it showed before: it would not make that anew."""
+    manager, folder = world.admin.content.fileManager, folder_of(vm)
+    files = {f"{folder}/{vm.name}.vmx", f"{folder}/{vm.name}.nvram", f"{folder}/vmware.log"}
+    for index in range(len(vm.disks)):
+        disk = vm.disk_file(index)
+        files |= {disk, disk.removesuffix(".vmdk") + "-flat.vmdk"}
+    for file in sorted(files):
+        name, datacenter = f"[{vm.datastore}] {file}", world.places.datacenter
+        with contextlib.suppress(vim.fault.FileNotFound):
+            task = await world.admin.call(manager, "DeleteDatastoreFile_Task", name=name, datacenter=datacenter)
+            world.sanitiser.hidden.add(task._moId.encode())
+            await world.admin.finished(task)

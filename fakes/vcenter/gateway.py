@@ -299,13 +299,14 @@ class Gateway:
             await self._machines.adopt()
         for vm in list(self._vms.values()):
             async with self.lock(vm.name):
-                await self._build_vm(world, vm)
+                await self.show(world, vm)
         for name in list(self._vms):
             if self.storage is not None and await self._attachments.show(world, name, world.places.vms[name]):
                 await self._attachments.plug_all(name)
         await self._read_luns(world)
 
-    async def _build_vm(self, world: World, vm: VirtualMachine) -> None:
+    async def show(self, world: World, vm: VirtualMachine) -> Any:
+        """Makes vcsim show a VM as the storage holds it, its lock being held; returns its reference."""
         state = await self.storage.ensure(vm) if self.storage is not None else None
         on = state.power_on if state is not None and self._lives > 1 else vm.power == "on"
         shown = (state.machine if state is not None else vm).model_copy(update={"power": "on" if on else "off"})
@@ -320,6 +321,7 @@ class Gateway:
                 await self.storage.power(vm, on)
                 state = await self.storage.get(vm)
             await self._snapshots.replay(world, vm, state)
+        return reference
 
     async def _read_luns(self, world: World) -> None:
         """What hosts show of the storage below them; of a storage that does not answer they show what they knew."""

@@ -46,7 +46,7 @@ class _Order:
 
 
 class Machines:
-    """CreateVM_Task, Destroy_Task, UnregisterVM on a vCenter; and adoption. `vms` is the gateway's table of VMs."""
+    """CreateVM_Task, Destroy_Task, UnregisterVM, RegisterVM_Task on a vCenter; and adoption. `vms` is the gateway's table of VMs."""
 
     def __init__(
         self,
@@ -63,10 +63,16 @@ class Machines:
         self._attachments = attachments
         self._inventory = inventory
         self._vms = vms
+        self._unregistered: dict[str, VirtualMachine] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """By wsdl name."""
-        return {"CreateVM_Task": self.create, "Destroy_Task": self.destroy}
+        return {
+            "CreateVM_Task": self.create,
+            "Destroy_Task": self.destroy,
+            "UnregisterVM": self.unregister,
+            "RegisterVM_Task": self.register,
+        }
 
     # -- adoption
 
@@ -126,8 +132,7 @@ class Machines:
         store = next(s for s in inventory.datastores if s.name == where[1])
         chosen = world.places.host_name(host._moId) if host is not None else next(iter(store.hosts), None)
         if chosen not in store.hosts:
-            value = vim.fault.InvalidDatastore(name=store.name, datastore=world.places.datastores.get(store.name))
-            raise SoapFault(value, f"Datastore '{store.name}': the host does not mount it.")
+            raise not_mounted(world, store.name)
         folder = where[2] or name
         vm = VirtualMachine.model_construct(
             name=name,
@@ -213,6 +218,76 @@ class Machines:
         task = await world.admin.call(reference, "Destroy_Task")
         await quietly(world, task)
         return task
+
+    # -- registration
+
+    async def unregister(self, context: Context) -> Reply:
+        """UnregisterVM: the storage keeps the VM, vCenter forgets it."""
+        world = context.world
+        vm = world.admin.object("VirtualMachine", context.call.this_id)
+        managed = self._runner.managed(world, vm)
+        if managed is None:
+            return await context.forward()
+        async with self._owner.lock(managed.name):
+            reply = await context.forward()
+            if reply.status == 200:
+                self._unregistered[managed.name] = self._vms.pop(managed.name)
+                world.places.vms.pop(managed.name, None)
+                world.snapshots.pop(managed.name, None)
+        return reply
+
+    async def register(self, context: Context) -> Reply:
+        """RegisterVM_Task(path, name?, asTemplate, pool?, host?), on a folder: a VM that the storage holds is shown again."""
+        values, world = soap.arguments(context.raw), context.world
+        match = _PATH.fullmatch(str(values.get("path") or ""))
+        stores = self._inventory.datastores if self._inventory is not None else []
+        store = next((each for each in stores if match is not None and each.name == match[1]), None)
+        storage = self._owner.storage
+        if match is None or store is None or storage is None:
+            return await context.forward()
+        await context.require_login()
+        host = values.get("host")
+        chosen = world.places.host_name(host._moId) if host is not None else next(iter(store.hosts), None)
+        if chosen not in store.hosts:  # vcsim ends at this (vcsim reference section 19.18)
+            raise not_mounted(world, store.name)
+        try:
+            raw = next((each for each in await storage.vms(store.name) if each["folder"] == match[2]), None)
+            if raw is None:
+                return await context.forward()
+            text = await storage.read_text(store.name, f"{raw['folder']}/{raw['vm']}.vmx")
+        except FabricError as exc:
+            raise SoapFault(file_fault(exc, match[0], store.name)) from exc
+        name = str(raw["vm"])
+        if name in self._vms:
+            raise SoapFault(
+                vim.fault.AlreadyExists(name=match[0]), f"The virtual machine {name} is registered already."
+            )
+        if values.get("asTemplate"):
+            raise SoapFault(vmodl.fault.NotSupported(), "Templates can not be registered here.")
+        known = self._unregistered.get(name)
+        if known is not None:
+            vm: VirtualMachine = known.model_copy(update={"host": chosen, "power": "off"})
+        else:
+            vm = _described(raw, store.name, chosen, (text or b"").decode("utf-8", "replace"))
+        folder = world.admin.object("Folder", context.call.this_id)
+
+        async def work() -> tuple[Any, Any]:
+            if name in self._vms:  # somebody was quicker
+                raise vim.fault.AlreadyExists(name=match[0])
+            await devices.clear_stubs(world, vm)
+            reference = await self._owner.show(world, vm)
+            self._unregistered.pop(name, None)
+            if values.get("name") not in (None, "", name):
+                await quietly(world, await world.admin.call(reference, "Rename_Task", newName=values["name"]))
+            return reference, None
+
+        return await self._runner.run(context, folder, work, {"host": chosen}, name=name)
+
+
+def not_mounted(world: World, datastore: str) -> SoapFault:
+    """The fault of a VM on a host that lacks its datastore."""
+    value = vim.fault.InvalidDatastore(name=datastore, datastore=world.places.datastores.get(datastore))
+    return SoapFault(value, f"Datastore '{datastore}': the host does not mount it.")
 
 
 def _family(guest_id: str) -> Literal["linux", "windows", "other"]:

@@ -14,6 +14,7 @@ from fakes.core.inventory import Inventory, VirtualMachine
 from fakes.vcenter import soap
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument
 from fakes.vcenter.http import Reply
+from fakes.vcenter.machines import not_mounted
 from fakes.vcenter.power import Power
 from fakes.vcenter.running import Owner, Runner, quietly
 from fakes.vcenter.world import World
@@ -63,9 +64,7 @@ class Moving:
         if name is None:
             raise invalid_argument("host")
         if not any(store.name == managed.datastore and name in store.hosts for store in stores):
-            reference = world.places.datastores.get(managed.datastore)
-            value = vim.fault.InvalidDatastore(name=managed.datastore, datastore=reference)
-            raise SoapFault(value, f"Datastore '{managed.datastore}': the host does not mount it.")
+            raise not_mounted(world, managed.datastore)
         return name
 
     @staticmethod

@@ -38,6 +38,7 @@ KINDS = {
     "SearchDatastore_Task": "HostDatastoreBrowser.searchDatastore",
     "SearchDatastoreSubFolders_Task": "HostDatastoreBrowser.searchDatastoreSubFolders",
     "CreateVM_Task": "Folder.createVm",
+    "RegisterVM_Task": "Folder.registerVm",
     "Destroy_Task": "VirtualMachine.destroy",
     "ExtendVirtualDisk_Task": "VirtualDiskManager.extendVirtualDisk",
 }

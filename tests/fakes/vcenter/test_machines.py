@@ -245,3 +245,29 @@ def test_revert(real: RealSite) -> None:
         vm.RevertToCurrentSnapshot_Task()
     states = [e["detail"]["state"] for e in real.journal() if e["method"].startswith("Revert") and e["detail"]]
     assert states == ["queued", "success", "queued", "success", "queued", "error"]
+
+
+def test_a_vm_is_unregistered_and_registered_again(real: RealSite) -> None:
+    vm = real.vm("web")
+    folder, pool, host = vm.parent, vm.resourcePool, vm.runtime.host
+    real.write("web", 2000, 0, b"kept")
+    take(vm, "first")
+    path = vm.config.files.vmPathName
+    with pytest.raises(vim.fault.AlreadyExists):
+        done(folder.RegisterVM_Task(path=path, asTemplate=False, pool=pool))
+    with pytest.raises(vim.fault.InvalidPowerState):
+        real.vm("proxy-2").UnregisterVM()
+    vm.UnregisterVM()
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        _ = vm.name
+    again = done(folder.RegisterVM_Task(path=path, name="other", asTemplate=False, pool=pool, host=host))
+    assert again.name == "other" and [each.capacityInBytes for each in disks(again.config)] == [SIZE, 2 * MIB]
+    assert [each.name for each in again.snapshot.rootSnapshotList] == ["first"]
+    drop(again.snapshot.currentSnapshot)
+    assert real.read("live/web/2000")[:4] == b"kept"
+    far = real.vm("far")
+    path, elsewhere = far.config.files.vmPathName, host
+    far.UnregisterVM()
+    with pytest.raises(vim.fault.InvalidDatastore):
+        done(folder.RegisterVM_Task(path=path, asTemplate=False, pool=pool, host=elsewhere))
+    assert done(folder.RegisterVM_Task(path=path, asTemplate=False, pool=pool)).name == "far"
