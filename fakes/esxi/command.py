@@ -114,6 +114,7 @@ async def _in_lab(args: argparse.Namespace, listener: socket.socket) -> int:
     try:
         if args.inventory is not None and not args.no_host_view:
             view = await _host_view(args, listener)
+            host.permit = view.gateway.access.admit if view is not None else None
         ready(f"ready {args.name} on {_where(listener)}")
         if view is not None:
             ready(f"host view {view.url}")

@@ -8,7 +8,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class EsxiHost:
         self.sha1 = thumbprint(certificate, "sha1")
         self.sha256 = thumbprint(certificate, "sha256")
         self.tickets = TicketStore()
+        self.permit: Callable[[str, str | None, str], None] | None = None  # of a ticket for a file, where 443 is served
         self._limits = limits or Limits()
         self._journal = journal or Journal(None)
         self._accounts = accounts or {}
@@ -163,6 +164,10 @@ class EsxiHost:
                     read_only=bool(params["read_only"]),
                     ttl=float(params["ttl"]),
                 )
+                return None
+            case "file.permit" if self.permit is not None:
+                verb = params.get("verb")
+                self.permit(str(params["id"]), None if verb is None else str(verb), str(params["url"]))
                 return None
             case "host.info":
                 return {

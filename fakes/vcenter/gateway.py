@@ -105,7 +105,7 @@ class _Address:
 
 @dataclass
 class Gateway:
-    """See the module. Attributes that other rooms read: `storage`, `owns_tasks`."""
+    """See the module. Attributes that other rooms read: `storage`, `owns_tasks`, `access`."""
 
     settings: Settings = field(repr=False)
     storage: Storage | None = field(init=False, default=None)
@@ -136,7 +136,8 @@ class Gateway:
         self._snapshots = Snapshots(self, runner)
         self._machines = Machines(self, runner, self._power, self._attachments, inventory, self._vms)
         self._collectors = Collectors()
-        self._access = FileAccess()
+        hosts = {str(host.address): name for name, host in self._hosts().items()}
+        self.access = FileAccess(hosts if settings.view == "vcenter" else {}, settings.fabric)
         listing = Listing(self, inventory)
         self._export = Export(self, runner)
         self._folder = Folder(self, listing, self._datacenter())
@@ -146,7 +147,7 @@ class Gateway:
             "Login": self._login,
             "TerminateSession": self._terminate,
             "CancelTask": tasks.cancel,
-            **self._access.handlers(),
+            **self.access.handlers(),
             **self._collectors.handlers(),
             **self._export.handlers(),
             **ovf.handlers(),
@@ -278,8 +279,6 @@ class Gateway:
         if self.settings.view == "host":
             assert self.settings.host is not None
             replace[b"localhost.localdomain"] = self.settings.host.encode()
-            address = self._hosts()[self.settings.host].address
-            replace[b"<ipAddress>127.0.0.1</ipAddress>"] = f"<ipAddress>{address}</ipAddress>".encode()
         world.sanitiser.replace = replace
         world.sanitiser.thumbprint = thumbprint(self.settings.certificate, "sha1").encode()
         world.sanitiser.own_session = admin.key.encode()
@@ -304,6 +303,11 @@ class Gateway:
             if self.storage is not None and await self._attachments.show(world, name, world.places.vms[name]):
                 await self._attachments.plug_all(name)
         await self._read_luns(world)
+        for name, reference in world.places.hosts.items():
+            paths = ("configManager.virtualNicManager", "configManager.networkSystem")
+            managers = (await world.admin.properties(reference, *paths)).values()
+            for each in (reference, *managers):
+                world.sanitiser.addresses[each._moId] = str(self._hosts()[name].address).encode()
 
     async def show(self, world: World, vm: VirtualMachine) -> Any:
         """Makes vcsim show a VM as the storage holds it, its lock being held; returns its reference."""
@@ -418,7 +422,7 @@ class Gateway:
             if path.startswith("/nfc/") and (offered := await self._export.serve(request, path)) is not None:
                 return offered
             if path.startswith(guard.SESSION_PATHS):
-                if not await self._access.allows(world, request):
+                if not await self.access.allows(world, request):
                     return Reply.text(401, "not logged in", ("WWW-Authenticate", 'Basic realm="VMware HTTP server"'))
                 is_folder = path == "/folder" or path.startswith("/folder/")
                 if request.method not in ("GET", "HEAD", "PUT", "POST", *(("DELETE",) if is_folder else ())):

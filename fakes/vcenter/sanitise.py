@@ -44,6 +44,11 @@ _LEASE_INFO = re.compile(
     rb'(<lease type="HttpNfcLease">([^<]+)</lease>(?:(?!</lease>).)*?<totalDiskCapacityInKB>)0(?=</totalDiskCapacityInKB>)',
     re.DOTALL,
 )
+# Of the adapters of every host one has the address of vcsim's own process (vcsim reference section 5).
+_LOOPBACK = b"<ipAddress>127.0.0.1</ipAddress>"
+_HOST_PART = re.compile(
+    rb'(<obj type="Host(?:System|VirtualNicManager|NetworkSystem)">([^<]+)</obj>)(.*?)(?=<obj type="|\Z)', re.DOTALL
+)
 _NO_THUMBPRINT = re.compile(rb"<sslThumbprint></sslThumbprint>")
 _ENTITY_NAME = re.compile(rb'(<entity type="\w+">([^<]+)</entity><entityName>)\2(?=</entityName>)')
 _SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
@@ -117,6 +122,7 @@ class Sanitiser:
     `hidden`: tasks of the gateway's own doing, which a vCenter would not list. `named`: tasks it owns → method.
     `own_session`: key of the gateway's own login, which no vCenter would list either.
     `entity_name` tells the name of a VM by its reference, which vcsim puts in its place in the gateway's own tasks.
+    `addresses`: host, its managers of adapters → its address.
     `leases`: lease → capacity of its disks in KiB; `thumbprint` of the certificate behind their URLs.
     `frozen`: snapshot → disk key → files (base first), where they differ from what vcsim keeps. `host_storage` patches
     what hosts and datastores say of LUNs, in the reply of a call on an object (its second argument).
@@ -127,6 +133,7 @@ class Sanitiser:
     named: dict[bytes, str] = field(default_factory=dict)
     own_session: bytes = b""
     frozen: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    addresses: dict[str, bytes] = field(default_factory=dict)
     leases: dict[bytes, int] = field(default_factory=dict)
     thumbprint: bytes = b""
     host_storage: Callable[[bytes, str], bytes] | None = None
@@ -144,6 +151,8 @@ class Sanitiser:
             body = self._tasks(body)
         if b"info.name" in body:
             body = _TASK_NAME_VALUE.sub(_rename_value, body)
+        if self.addresses and _LOOPBACK in body:
+            body = self._adapters(body, this)
         if b"<userAgent>" in body and client:
             body = _SESSION_ADDRESS.sub(f"<ipAddress>{client}</ipAddress>".encode(), body)
         if self.own_session and self.own_session in body:
@@ -196,6 +205,18 @@ class Sanitiser:
     def _name(self, match: re.Match[bytes]) -> bytes:
         name = self.named.get(match[2])
         return match[0] + (f"<name>{name}</name>".encode() if name else b"")
+
+    def _adapters(self, body: bytes, this: str) -> bytes:
+        if this in self.addresses:
+            return body.replace(_LOOPBACK, b"<ipAddress>%s</ipAddress>" % self.addresses[this])
+
+        def show(match: re.Match[bytes]) -> bytes:
+            address = self.addresses.get(match[2].decode())
+            return match[1] + (
+                match[3].replace(_LOOPBACK, b"<ipAddress>%s</ipAddress>" % address) if address else match[3]
+            )
+
+        return _HOST_PART.sub(show, body)
 
     def _lease(self, match: re.Match[bytes]) -> bytes:
         return match[1] + str(self.leases.get(match[2], 0)).encode()

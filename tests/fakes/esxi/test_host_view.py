@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import signal
 import ssl
@@ -70,7 +71,17 @@ def test_host_view_beside_902(tmp_path: Path, certificate: Path) -> None:
         issued.call(
             "ticket.issue", session_id="t-1", vm="web", datastore="datastore1", folder="web", read_only=True, ttl=30
         )
+        file = "/folder/web/web.vmx?dsName=datastore1"
+        issued.call("file.permit", id="t-2", verb="GET", url=f"https://127.0.0.1{file}")
         issued.close()
+        statuses = []
+        for _ in range(2):
+            web = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
+            web.request("GET", file, headers={"Cookie": 'vmware_cgi_ticket="t-2"'})
+            answer = web.getresponse()
+            statuses.append((answer.status, b'displayName = "web"' in answer.read()))
+            web.close()
+        assert statuses == [(200, True), (401, False)]
         with session((where[0], int(where[2])), "t-1") as nfc:
             handle, _ = nfc.open("[datastore1] web/web.vmdk")
             assert nfc.read(handle, 0, 4096) == bytes(4096)

@@ -149,7 +149,7 @@ class HostDouble:
         if method == "host.info":
             sha1, sha256 = ":".join(["AB"] * 20), ":".join(["CD"] * 32)
             return {"name": self.name, "address": self.address, "thumbprint_sha1": sha1, "thumbprint_sha256": sha256}
-        if method == "ticket.issue":
+        if method in ("ticket.issue", "file.permit"):
             self.tickets.append(params)
             return None
         raise FabricError("unknown-method", method)

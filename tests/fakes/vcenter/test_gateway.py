@@ -16,7 +16,7 @@ from pyVmomi import vim, vmodl
 
 from fakes.core import fabric
 from fakes.core.fabric import FabricError
-from tests.fakes.vcenter.conftest import PASSWORD, USER, Site
+from tests.fakes.vcenter.conftest import HOSTS, PASSWORD, USER, Site
 from tests.fakes.vcenter.test_snapshots import files, journal, stored, take, until
 
 
@@ -113,6 +113,17 @@ def test_datastore_files_by_a_ticket_for_one_request(site: Site, session: Any) -
     assert get(site, path.replace("files-vm.vmx", "files-vm.vmdk"), headers=ticket())[0] == 401
     assert get(site, path.replace("datastore1", "datastore2"), headers=ticket())[0] == 401
     assert get(site, path, headers={"Cookie": "vmware_cgi_ticket=made-up"})[0] == 401
+
+
+def test_a_ticket_for_a_path_of_a_host_is_left_there(site: Site, session: Any) -> None:
+    path = "/folder/files-vm/files-vm.vmx?dsName=datastore1"
+    url = f"https://{HOSTS['esxi-2']}{path}"
+    spec = vim.SessionManager.HttpServiceRequestSpec(method="httpGet", url=url)
+    ticket = session.RetrieveContent().sessionManager.AcquireGenericServiceTicket(spec)
+    assert (ticket.hostName, ticket.sslThumbprint) == (HOSTS["esxi-2"], ":".join(["AB"] * 20))
+    assert site.fabric is not None
+    assert site.fabric.hosts["esxi-2"].tickets[-1] == {"id": ticket.id, "verb": "GET", "url": url}
+    assert get(site, path, headers={"Cookie": f'vmware_cgi_ticket="{ticket.id}"'})[0] == 401
 
 
 def test_datastore_files_by_a_password(site: Site) -> None:
