@@ -51,6 +51,7 @@ from fakes.vcenter.nfc import VERSIONS, NfcService
 from fakes.vcenter.passing import pass_on
 from fakes.vcenter.power import Power
 from fakes.vcenter.reconfigure import Reconfigure
+from fakes.vcenter.rest import Rest
 from fakes.vcenter.reverting import Reverting
 from fakes.vcenter.running import Runner
 from fakes.vcenter.sanitise import Sanitiser
@@ -141,6 +142,7 @@ class Gateway:
         listing = Listing(self, inventory)
         self._export = Export(self, runner)
         self._folder = Folder(self, listing, self._datacenter())
+        self._rest = Rest(lambda: self._host_storage.luns)
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
         self._handlers: dict[str, Handler] = {
             "Fetch": self._fetch,
@@ -430,6 +432,8 @@ class Gateway:
                 if is_folder:
                     return await self._folder.handle(world, request, path)
                 return await pass_on(world.upstream, request, self.spawn)
+            if path.startswith(("/api/", "/rest/")) and (told := await self._rest.handle(world, request, path)):
+                return told
             return await _named(world, await pass_on(world.upstream, request, self.spawn))
         except NotReady as exc:
             return Reply.text(503, str(exc), ("Retry-After", "2"))
@@ -532,6 +536,8 @@ async def _named(world: World, reply: Reply) -> Reply:
     if isinstance(reply.body, bytes) or kind not in ("text/xml", "application/json"):
         return reply
     body = world.sanitiser.rename(b"".join([part async for part in reply.body]))
+    if body.strip() == b'{"value":null}':
+        body = b'{"value":[]}\n'  # an empty list, in Go
     return Reply(reply.status, reply.headers, body, length=None if body else reply.length)
 
 

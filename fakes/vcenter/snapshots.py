@@ -109,8 +109,7 @@ class Snapshots:
         vm = context.world.admin.object("VirtualMachine", context.call.this_id)
 
         async def work() -> tuple[Any, Any]:
-            await devices.assign(context.world, vm, {"runtime.consolidationNeeded": False})
-            return None, None
+            return None, await devices.assign(context.world, vm, {"runtime.consolidationNeeded": False})
 
         return await self._runner.run(context, vm, work, {})
 
