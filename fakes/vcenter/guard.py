@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What must not reach vcsim as it is: keys that drive the simulator itself, and changes of a VM beside a snapshot."""
+"""What must not reach vcsim as it is: keys that drive the simulator itself or end it, and changes of a VM beside a snapshot."""
 
 from __future__ import annotations
 
 import re
 
-from pyVmomi import vmodl
+from pyVmomi import vim, vmodl
 
-from fakes.vcenter.calls import SoapFault
+from fakes.vcenter import soap
+from fakes.vcenter.calls import Context, SoapFault
+from fakes.vcenter.http import Reply
 from fakes.vcenter.soap import Call
 
 # `SET.` writes any property and a wrong one ends vcsim; `RUN.` starts containers; `ip0` is an alias of a `SET.` key
 # (vcsim reference sections 11 and 12)
 _DRIVING = re.compile(r"^(SET\.|RUN\.)|^ip0$", re.IGNORECASE)
+
+# Go's durations; vcsim's Login ends in a panic over anything else (vcsim reference section 4)
+_TIMEOUT = "config.vmacore.soap.sessionTimeout"
+_DURATION = re.compile(r"(\d+(\.\d+)?(h|m|s|ms))+")
 
 # tasks that change a VM: one at a time and not while a snapshot is being made (vcsim reference section 9)
 EXCLUSIVE = frozenset(
@@ -31,6 +37,17 @@ POWER = {"PowerOnVM_Task": True, "PowerOffVM_Task": False, "SuspendVM_Task": Fal
 HIDDEN_PATHS = ("/about", "/debug")
 # served by vcsim without asking for a session
 SESSION_PATHS = ("/folder", "/nfc", "/guestFile")
+
+
+async def update_options(context: Context) -> Reply:
+    """UpdateOptions(changedValue): not of what the simulator keeps for itself, no time-out that it can not read."""
+    for option in soap.arguments(context.raw).get("changedValue") or []:
+        if option.key.startswith("vcsim."):
+            raise SoapFault(vim.fault.InvalidName(name=option.key), f"There is no option {option.key[:64]!r}.")
+        if option.key == _TIMEOUT and not _DURATION.fullmatch(str(option.value)):
+            text = f"{_TIMEOUT} is a duration such as '30m' or '90s'."
+            raise SoapFault(vmodl.fault.InvalidArgument(invalidProperty="changedValue"), text)
+    return await context.forward()
 
 
 def check_keys(call: Call) -> None:

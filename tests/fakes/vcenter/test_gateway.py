@@ -81,6 +81,17 @@ def test_other_keys_pass(site: Site, session: Any) -> None:
     assert ("guestinfo.note", "SET.not.a.key") in [(o.key, o.value) for o in vm.config.extraConfig]
 
 
+def test_options_that_would_end_the_simulator_are_refused(site: Site, session: Any) -> None:
+    settings = session.RetrieveContent().setting
+    for value in ("nonsense", "", "5 s"):
+        with pytest.raises(vmodl.fault.InvalidArgument):
+            settings.UpdateOptions([vim.option.OptionValue(key="config.vmacore.soap.sessionTimeout", value=value)])
+    with pytest.raises(vim.fault.InvalidName):
+        settings.UpdateOptions([vim.option.OptionValue(key="vcsim.server.url", value="https://10.0.0.1/sdk")])
+    settings.UpdateOptions([vim.option.OptionValue(key="config.vmacore.soap.sessionTimeout", value="30m")])
+    site.connect()
+
+
 def test_datastore_files_need_a_session(site: Site, session: Any) -> None:
     path = "/folder/files-vm/files-vm.vmx?dcPath=DC1&dsName=datastore1"
     assert get(site, path)[0] == 401
