@@ -149,6 +149,7 @@ class Gateway:
             "Login": self._login,
             "TerminateSession": self._terminate,
             "CancelTask": tasks.cancel,
+            "Reload": guard.reload,
             "UpdateOptions": guard.update_options,
             **self.access.handlers(),
             **self._collectors.handlers(),

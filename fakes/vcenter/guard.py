@@ -8,7 +8,7 @@ import re
 from pyVmomi import vim, vmodl
 
 from fakes.vcenter import soap
-from fakes.vcenter.calls import Context, SoapFault
+from fakes.vcenter.calls import Context, SoapFault, not_found
 from fakes.vcenter.http import Reply
 from fakes.vcenter.soap import Call
 
@@ -48,6 +48,17 @@ async def update_options(context: Context) -> Reply:
             text = f"{_TIMEOUT} is a duration such as '30m' or '90s'."
             raise SoapFault(vmodl.fault.InvalidArgument(invalidProperty="changedValue"), text)
     return await context.forward()
+
+
+async def reload(context: Context) -> Reply:
+    """Reload of an entity: there is nothing to read anew, and vcsim ends at that of a folder."""
+    await context.require_login()
+    entity = context.world.admin.object(context.call.this_type, context.call.this_id)
+    try:
+        await context.world.admin.properties(entity, "name")
+    except vmodl.fault.ManagedObjectNotFound as exc:
+        raise not_found(entity) from exc
+    return Reply.xml(200, soap.reply("Reload"))
 
 
 def check_keys(call: Call) -> None:

@@ -37,8 +37,8 @@ _GO_TYPE = re.compile(rb"<localizedMessage>\*types\.(\w+)(?:: [^<]*)?</localized
 _STUB = re.compile(rb"<file>/[^<]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<]*-)([^-/<]+)/([^<]*)</file>")
 # The process behind us is neither the client's address nor the product's version.
 _STUB_PATH = re.compile(rb"/[^<\s]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<\s]*-)([^-/<\s]+)/([^<\s:]*)")
-# A fault of vcsim's Go code that no client knows.
-_GO_FAULT = re.compile(rb"\bInvalidPropertyFault(?=Fault\b|\")")
+# Faults that vcsim calls by names of Go types, which no client knows.
+_GO_FAULT = re.compile(rb"\b(InvalidProperty|NotFound)Fault(?=Fault\b|\")")
 # What vcsim does not know of a lease (vcsim reference section 13).
 _LEASE_INFO = re.compile(
     rb'(<lease type="HttpNfcLease">([^<]+)</lease>(?:(?!</lease>).)*?<totalDiskCapacityInKB>)0(?=</totalDiskCapacityInKB>)',
@@ -161,7 +161,7 @@ class Sanitiser:
         if b"*types." in body:
             body = _GO_TYPE.sub(_say, body)
         if b"<faultstring>" in body[:800]:
-            body = _GO_FAULT.sub(b"InvalidProperty", body)
+            body = _GO_FAULT.sub(rb"\1", body)
             body = _NO_TEXT.sub(_tell, body)
             body = _STUB_PATH.sub(rb"[\1] \2", body)
         if self.leases and b"<totalDiskCapacityInKB>" in body:

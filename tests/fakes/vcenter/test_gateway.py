@@ -92,6 +92,14 @@ def test_options_that_would_end_the_simulator_are_refused(site: Site, session: A
     site.connect()
 
 
+def test_any_entity_is_reloaded(site: Site, session: Any) -> None:
+    content = session.RetrieveContent()
+    content.rootFolder.Reload()
+    site.vm(session, "files-vm").Reload()
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        vim.Folder("group-d999", session._stub).Reload()
+
+
 def test_datastore_files_need_a_session(site: Site, session: Any) -> None:
     path = "/folder/files-vm/files-vm.vmx?dcPath=DC1&dsName=datastore1"
     assert get(site, path)[0] == 401

@@ -53,6 +53,22 @@ def test_disks_stay_where_they_are(real: RealSite) -> None:
     assert [each.name for each in vm.datastore] == ["datastore1"]
 
 
+def test_a_clone_needs_a_host_that_mounts_its_datastore(real: RealSite) -> None:
+    vm, far = real.vm("web"), real.vm("far")
+
+    def clone(name: str, **where: Any) -> Any:
+        spec = vim.vm.CloneSpec(location=vim.vm.RelocateSpec(**where), powerOn=False, template=False)
+        return done(vm.CloneVM_Task(folder=vm.parent, name=name, spec=spec))
+
+    with pytest.raises(vim.fault.InvalidDatastore):
+        clone("one", datastore=far.datastore[0])
+    copy = clone("two", datastore=far.datastore[0], host=host(real, "esxi-2"))
+    with pytest.raises(vim.fault.InvalidDatastore):
+        done(copy.RelocateVM_Task(vim.vm.RelocateSpec(host=host(real, "esxi-1"))))
+    done(copy.Destroy_Task())
+    assert vm.name == "web"  # the same vcsim
+
+
 def test_a_running_task_can_not_be_cancelled(real: RealSite) -> None:
     vm = real.vm("web")
     task = vm.CreateSnapshot_Task(name="kept", memory=False, quiesce=False)
