@@ -8,6 +8,7 @@ is a guess then: the first host that mounts the datastore, none, paravirtual.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
@@ -189,6 +190,7 @@ class Machines:
         vm = context.world.admin.object(context.call.this_type, context.call.this_id)
         managed = self._runner.managed(context.world, vm) if context.call.this_type == "VirtualMachine" else None
         if managed is None:
+            await self._make_plain(context, vm)
             return await self._power.exclusive(context)
         detail: dict[str, Any] = {}
 
@@ -196,6 +198,16 @@ class Machines:
             return None, await self._destroy(context.world, managed, vm, detail)
 
         return await self._runner.run(context, vm, work, detail)
+
+    @staticmethod
+    async def _make_plain(context: Context, vm: Any) -> None:
+        """A template is made a VM before it goes: vcsim would leave its reference in the pool, and scans would fail."""
+        await context.require_login()
+        if context.call.this_type == "VirtualMachine":
+            admin = context.world.admin
+            with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):
+                if (await admin.properties(vm, "config.template")).get("config.template"):
+                    await admin.call(vm, "MarkAsVirtualMachine", pool=context.world.places.pool)
 
     async def _destroy(self, world: World, vm: VirtualMachine, reference: Any, detail: dict[str, Any]) -> Any:
         storage = self._owner.storage

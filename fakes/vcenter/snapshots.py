@@ -258,14 +258,15 @@ class Snapshots:
         await _retell(world, reference, times)
 
     async def reconcile(self, world: World, vm: VirtualMachine) -> None:
-        """Shows snapshots that came or went without this gateway (through the other view), under the VM's lock."""
+        """Shows snapshots as they came, went or were named without this gateway (through the other view), under the VM's lock."""
         assert self._owner.storage is not None
         state = await asyncio.wait_for(self._owner.storage.get(vm), LOOK)
         known = world.snapshots.setdefault(vm.name, {})
         held = [stored.id for stored in state.snapshots]
-        if held == list(known.values()):
-            return
         reference = world.places.vms[vm.name]
+        if held == list(known.values()):
+            await _name_anew(world, reference, {identity: moid for moid, identity in known.items()}, state)
+            return
         for moid, identity in reversed(list(known.items())):
             if identity not in held:
                 await self._forget(world, reference, vim.vm.Snapshot(moid, None))
@@ -298,6 +299,19 @@ async def _retell(world: World, vm: Any, told: dict[str, dict[str, Any]]) -> Non
         for field, value in values.items() if node is not None else ():
             setattr(node, field, value)
     await devices.assign(world, vm, {"snapshot": info})
+
+
+async def _name_anew(world: World, vm: Any, known: dict[Any, str], state: StoredVm) -> None:
+    """Gives snapshots the names that the storage has for them. `known`: the storage's id → reference."""
+    if not known:
+        return
+    info = (await world.admin.properties(vm, "snapshot")).get("snapshot")
+    told: dict[str, dict[str, Any]] = {}
+    for stored in state.snapshots:
+        node = find(info.rootSnapshotList if info is not None else [], known[stored.id])
+        if node is not None and (node.name, node.description or "") != (stored.name, stored.description):
+            told[known[stored.id]] = {"name": stored.name, "description": stored.description}
+    await _retell(world, vm, told)
 
 
 async def vm_of(context: Context, snapshot: Any) -> Any:

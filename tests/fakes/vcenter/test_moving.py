@@ -68,6 +68,12 @@ def test_a_clone_needs_a_host_that_mounts_its_datastore(real: RealSite) -> None:
     done(copy.Destroy_Task())
     assert vm.name == "web"  # the same vcsim
 
+    spec = vim.vm.CloneSpec(location=vim.vm.RelocateSpec(), powerOn=False, template=True)
+    template = done(vm.CloneVM_Task(folder=vm.parent, name="three", spec=spec))
+    done(template.Destroy_Task())
+    assert template not in vm.resourcePool.vm
+    assert real.vm("web") == vm  # every VM of the view can be read
+
 
 def test_a_running_task_can_not_be_cancelled(real: RealSite) -> None:
     vm = real.vm("web")
