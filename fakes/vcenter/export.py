@@ -87,6 +87,8 @@ class Export:
 
     async def vm(self, context: Context) -> Reply:
         """ExportVm: the disks of a VM that is off, as they are."""
+        if self._owner.storage is None:
+            return await context.forward()  # vcsim's own model
         world = context.world
         vm = world.admin.object("VirtualMachine", context.call.this_id)
         await context.require_login()
@@ -110,6 +112,8 @@ class Export:
 
     async def snapshot(self, context: Context) -> Reply:
         """ExportSnapshot: the disks as they were at a snapshot."""
+        if self._owner.storage is None:
+            return await context.forward()
         world = context.world
         snapshot = world.admin.object("VirtualMachineSnapshot", context.call.this_id)
         vm = await vm_of(context, snapshot)

@@ -434,7 +434,7 @@ class Gateway:
                 if is_folder:
                     return await self._folder.handle(world, request, path)
                 return await pass_on(world.upstream, request, self.spawn)
-            if path.startswith(("/api/", "/rest/")) and (told := await self._rest.handle(world, request, path)):
+            if self.settings.view == "vcenter" and (told := await self._rest.handle(world, request, path)) is not None:
                 return told
             return await _named(world, await pass_on(world.upstream, request, self.spawn))
         except NotReady as exc:

@@ -58,15 +58,17 @@ class Headers:
 
 
 class Body:
-    """A message body, read once; `done` when its end has been seen."""
+    """A message body, read once; `begun` when somebody reads it, `done` when its end has been seen."""
 
     def __init__(self, reader: asyncio.StreamReader, length: int | None, *, chunked: bool = False) -> None:
         self._reader = reader
         self._left = length
         self._chunked = chunked
         self.done = not chunked and length == 0
+        self.begun = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun = True
         if self._chunked:
             async for part in self._chunks():
                 yield part
@@ -110,6 +112,15 @@ class Body:
         except asyncio.LimitOverrunError as exc:
             raise BadRequest("chunk header too long") from exc
         return line[:-2]
+
+    async def discard(self, limit: int) -> None:
+        """Takes what nobody reads, `limit` bytes at most; a reset would keep the client from reading the reply."""
+        if self.begun:
+            return
+        async for part in self:
+            limit -= len(part)
+            if limit < 0:
+                return
 
     async def read(self, limit: int) -> bytes:
         """The whole body; raises BadRequest(413) when it is longer than `limit` bytes."""

@@ -60,8 +60,10 @@ class Rest:
             return await self._led(world, request, _SESSION)
         if path == "/api/cis/tagging" or path.startswith("/api/cis/tagging/"):
             return await self._led(world, request, _tags(path.removeprefix("/api/cis/tagging"), request))
-        words = path.strip("/").split("/")[1:]
-        if words[:1] != ["vcenter"] or not 2 <= len(words) <= 4 or words[1] not in _KINDS or request.method != "GET":
+        first, *words = path.strip("/").split("/")
+        if first not in ("api", "rest") or words[:1] != ["vcenter"] or request.method != "GET":
+            return None
+        if not 2 <= len(words) <= 4 or words[1] not in _KINDS:
             return None
         if len(words) > 2 and (words[1] != "vm" or words[3:] not in ([], ["power"])):
             return None

@@ -18,6 +18,8 @@ from fakes.vcenter.http import MAX_HEAD, BadRequest, Reply, Request, read_reques
 
 Handler = Callable[[Request], Awaitable[Reply]]
 IDLE = 900.0  # seconds a connection may wait for its next request
+UNREAD = 64 << 20  # bytes of a body that are taken though the reply is known
+LINGER = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,8 @@ class HttpsServer:
                     refusal = Reply.text(exc.status, str(exc))
                     await write_reply(writer, refusal, head_only=False, keep_alive=False)
                     break
+                with contextlib.suppress(TimeoutError, EOFError, BadRequest):
+                    await asyncio.wait_for(request.body.discard(UNREAD), LINGER)
                 keep = request.keep_alive and request.body.done
                 await write_reply(writer, reply, head_only=request.method == "HEAD", keep_alive=keep)
                 if not keep:

@@ -80,6 +80,7 @@ def test_what_belongs_to_a_vm_is_changed_by_nobody_else(real: RealSite) -> None:
     for name in ("web/web.vmx", "web/web.vmdk", "web/web-flat.vmdk", "web"):
         assert ask(real, "PUT", f"/folder/{name}{WHERE}", b"x")[0] == 403, name
         assert ask(real, "DELETE", f"/folder/{name}{WHERE}")[0] == 403, name
+    assert ask(real, "PUT", f"/folder/web/web.vmdk{WHERE}", bytes(8 * MIB))[0] == 403  # after all of it was sent
     assert ask(real, "GET", "/folder/web/web.vmx" + WHERE)[2] == before
 
     content = real.session.RetrieveContent()
