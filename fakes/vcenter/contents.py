@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The contents of a disk file, read from the storage's NBD service. Blocking; every wait ends after `PATIENCE` seconds."""
+"""The contents of a disk file, by the storage's NBD service. Blocking; every wait ends after `PATIENCE` seconds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PIECE = 1 << 20
 
 
 class Contents:
-    """One NBD connection, for reading.
+    """One NBD connection.
 
     Raises:
-        OSError, nbd.Error, FabricError: not there, or reading failed. TimeoutError: no answer.
+        OSError, nbd.Error, FabricError: not there, or it failed. TimeoutError: no answer.
     """
 
     def __init__(self, socket: Path, export: str) -> None:
@@ -36,6 +36,17 @@ class Contents:
         cookie = self._nbd.aio_pread(buffer, offset)
         self._wait(lambda: self._nbd.aio_command_completed(cookie))
         return bytes(buffer.to_bytearray())
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes all of `data`."""
+        buffer = nbd.Buffer.from_bytearray(bytearray(data))
+        cookie = self._nbd.aio_pwrite(buffer, offset)
+        self._wait(lambda: self._nbd.aio_command_completed(cookie))
+
+    def flush(self) -> None:
+        """What was written is on the datastore."""
+        cookie = self._nbd.aio_flush()
+        self._wait(lambda: self._nbd.aio_command_completed(cookie))
 
     def _wait(self, done: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE

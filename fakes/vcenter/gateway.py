@@ -37,7 +37,6 @@ from fakes.vcenter.browsing import Browsing, Listing
 from fakes.vcenter.calls import Context, Handler, SoapFault, fault_name
 from fakes.vcenter.changes import Changes, Pages
 from fakes.vcenter.collectors import Collectors
-from fakes.vcenter.export import Export
 from fakes.vcenter.files import Files
 from fakes.vcenter.folder import Folder
 from fakes.vcenter.guest import GuestOperations
@@ -45,6 +44,7 @@ from fakes.vcenter.hoststorage import HostStorage
 from fakes.vcenter.http import Reply, Request
 from fakes.vcenter.journal import Journal
 from fakes.vcenter.keeper import Keeper, NotReady
+from fakes.vcenter.leases import Leases
 from fakes.vcenter.machines import Machines
 from fakes.vcenter.moving import Moving
 from fakes.vcenter.nfc import VERSIONS, NfcService
@@ -140,7 +140,7 @@ class Gateway:
         hosts = {str(host.address): name for name, host in self._hosts().items()}
         self.access = FileAccess(hosts if settings.view == "vcenter" else {}, settings.fabric)
         listing = Listing(self, inventory)
-        self._export = Export(self, runner)
+        self._leases = Leases(self, runner, self._machines)
         self._folder = Folder(self, listing, self._datacenter())
         self._rest = Rest(lambda: self._host_storage.luns)
         self._nfc = NfcService(settings.view, self._hosts(), self._vms, settings.fabric)
@@ -153,7 +153,7 @@ class Gateway:
             "UpdateOptions": guard.update_options,
             **self.access.handlers(),
             **self._collectors.handlers(),
-            **self._export.handlers(),
+            **self._leases.handlers(),
             **ovf.handlers(),
             **Browsing(self, runner, listing).handlers(),
             **Files(listing).handlers(),
@@ -423,7 +423,7 @@ class Gateway:
             if path.startswith(hidden):
                 return Reply.text(404, "not found")
             world = await self.world()
-            if path.startswith("/nfc/") and (offered := await self._export.serve(request, path)) is not None:
+            if path.startswith("/nfc/") and (offered := await self._leases.serve(request, path)) is not None:
                 return offered
             if path.startswith(guard.SESSION_PATHS):
                 if not await self.access.allows(world, request):

@@ -36,7 +36,7 @@ _SETTING = re.compile(r'^\s*([\w.:]+)\s*=\s*"([^"]*)"\s*$', re.MULTILINE)
 
 
 @dataclass
-class _Order:
+class Order:
     """A VM that a client wants: what the storage and vcsim are told."""
 
     vm: VirtualMachine
@@ -95,17 +95,14 @@ class Machines:
 
     async def create(self, context: Context) -> Reply:
         """CreateVM_Task(config, pool, host?), on a folder."""
-        values, inventory = soap.arguments(context.raw), self._inventory
-        spec = values.get("config")
-        if spec is None:
+        values = soap.arguments(context.raw)
+        if values.get("config") is None:
             raise invalid_argument("config")
-        match = _PATH.fullmatch(spec.files.vmPathName or "") if spec.files else None
-        if self._owner.storage is None or inventory is None or match is None:
-            return await context.forward()
-        if match[1] not in {store.name for store in inventory.datastores}:
-            return await context.forward()
-        world, pool = context.world, values.get("pool")
         await context.require_login()
+        world, pool = context.world, values.get("pool")
+        order = self.plan(world, values["config"], values.get("host"))
+        if order is None:
+            return await context.forward()
         folder = world.admin.object("Folder", context.call.this_id)
         if pool is None:
             raise invalid_argument("pool")
@@ -114,14 +111,21 @@ class Machines:
                 await world.admin.properties(reference, "name")
             except vmodl.fault.ManagedObjectNotFound as exc:
                 raise not_found(reference) from exc
-        order = self._order(world, spec, match, values.get("host"))
 
         async def work() -> tuple[Any, Any]:
-            return await self._create(world, order, folder, pool)
+            return await self.make(world, order, folder, pool)
 
         return await self._runner.run(context, folder, work, {"host": order.vm.host}, name=order.vm.name)
 
-    def _order(self, world: World, spec: Any, where: re.Match[str], host: Any) -> _Order:
+    def plan(self, world: World, spec: Any, host: Any) -> Order | None:
+        """What a ConfigSpec asks the storage for; None when its datastore is not the storage's. Raises SoapFault."""
+        match = _PATH.fullmatch(spec.files.vmPathName or "") if spec.files else None
+        stores = self._inventory.datastores if self._inventory is not None else []
+        if self._owner.storage is None or match is None or match[1] not in {store.name for store in stores}:
+            return None
+        return self._order(world, spec, match, host)
+
+    def _order(self, world: World, spec: Any, where: re.Match[str], host: Any) -> Order:
         inventory = self._inventory
         assert inventory is not None
         name = spec.name or ""
@@ -152,9 +156,10 @@ class Machines:
         spec.uuid = vm.uuid
         spec.instanceUuid = spec.instanceUuid or builder.instance_uuid(vm)
         spec.guestId = spec.guestId or builder.GUEST_IDS[vm.os]
-        return _Order(vm, folder, disks, spec, world.places.hosts[chosen])
+        return Order(vm, folder, disks, spec, world.places.hosts[chosen])
 
-    async def _create(self, world: World, order: _Order, folder: Any, pool: Any) -> tuple[Any, Any]:
+    async def make(self, world: World, order: Order, folder: Any, pool: Any) -> tuple[Any, Any]:
+        """Makes a VM, the lock of its name being held; its reference, and vcsim's task."""
         storage, vm = self._owner.storage, order.vm
         assert storage is not None
         if vm.name in self._vms:  # somebody was quicker
@@ -195,7 +200,7 @@ class Machines:
         detail: dict[str, Any] = {}
 
         async def work() -> tuple[Any, Any]:
-            return None, await self._destroy(context.world, managed, vm, detail)
+            return None, await self.destroy_stored(context.world, managed, vm, detail)
 
         return await self._runner.run(context, vm, work, detail)
 
@@ -209,7 +214,8 @@ class Machines:
                 if (await admin.properties(vm, "config.template")).get("config.template"):
                     await admin.call(vm, "MarkAsVirtualMachine", pool=context.world.places.pool)
 
-    async def _destroy(self, world: World, vm: VirtualMachine, reference: Any, detail: dict[str, Any]) -> Any:
+    async def destroy_stored(self, world: World, vm: VirtualMachine, reference: Any, detail: dict[str, Any]) -> Any:
+        """Destroys a VM, its lock being held; returns vcsim's task."""
         storage = self._owner.storage
         assert storage is not None
         power = (await world.admin.properties(reference, "runtime.powerState")).get("runtime.powerState")
@@ -365,7 +371,7 @@ def _disks(vm: VirtualMachine, folder: str, spec: Any) -> list[dict[str, Any]]:
     return made
 
 
-def _planned(vm: VirtualMachine, order: _Order) -> Machine:
+def _planned(vm: VirtualMachine, order: Order) -> Machine:
     """The VM as it will be, for its `.vmx`."""
     raw = {"disks": [{**disk, "chain": [disk["file"]]} for disk in order.disks], "power": "off", "folder": order.folder}
     return machine(vm, raw)

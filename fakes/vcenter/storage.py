@@ -283,9 +283,9 @@ class Storage:
                 return None
             raise
 
-    async def export(self, datastore: str, path: str) -> tuple[Path, str, int]:
-        """Where the contents of a disk file can be read: NBD socket and export; and their size. FabricError `locked`."""
-        found = await self._ask(datastore, "disk.resolve", {"path": path, "write": False})
+    async def export(self, datastore: str, path: str, *, write: bool = False) -> tuple[Path, str, int]:
+        """Where the contents of a disk file are: NBD socket and export; and their size. FabricError `locked`, `read-only`."""
+        found = await self._ask(datastore, "disk.resolve", {"path": path, "write": write})
         return self._folder / f"nbd-{datastore}.sock", str(found["export"]), int(found["size"])
 
     async def extents(self, datastore: str, path: str) -> list[tuple[int, int]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A disk as a streamOptimized VMDK, the form in which vSphere exports disks (VMware "Virtual Disk Format 5.0").
+"""A disk as a streamOptimized VMDK, the form in which vSphere sends disks (VMware "Virtual Disk Format 5.0").
 
 Header, descriptor, then compressed grains in their order, a grain table behind each 512 of them, the grain directory, a
 footer (the header that knows where the directory is), and an end marker. Grains of zeros are left out. Pure.
@@ -107,3 +107,69 @@ def _descriptor(capacity: int, name: str, content_id: str) -> str:
         f'ddb.geometry.cylinders = "{max(1, sectors // (255 * 63))}"\n'
         'ddb.geometry.heads = "255"\nddb.geometry.sectors = "63"\nddb.virtualHWVersion = "19"\n'
     )
+
+
+class NotVmdk(ValueError):
+    """The bytes are no streamOptimized VMDK for this disk, or end before it does."""
+
+
+class Reader:
+    """Takes a streamOptimized VMDK in parts of any size. `capacity`: of the disk that it must fit into, in bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._held = bytearray()
+        self._skip = 0  # bytes that mean nothing here: descriptor, tables, padding
+        self._begun = False
+        self.ended = False
+
+    def feed(self, part: bytes) -> Iterator[tuple[int, bytes]]:
+        """`(offset, data)` of every grain that is complete by now. Raises NotVmdk."""
+        self._held += part
+        while not self.ended:
+            dropped = min(self._skip, len(self._held))
+            del self._held[:dropped]
+            self._skip -= dropped
+            if self._skip or len(self._held) < SECTOR:
+                return
+            if not self._begun:
+                self._begin()
+                continue
+            sector, size = _GRAIN_MARKER.unpack_from(self._held)
+            if not size:
+                self._metadata(sector)
+                continue
+            whole = _GRAIN_MARKER.size + size
+            if size > 2 * GRAIN:
+                raise NotVmdk(f"a grain of {size} bytes")
+            if len(self._held) < whole:
+                return
+            yield self._grain(sector * SECTOR, bytes(self._held[_GRAIN_MARKER.size : whole]))
+            self._skip = -(-whole // SECTOR) * SECTOR
+
+    def _begin(self) -> None:
+        magic, version, flags, sectors, grain, *_, overhead, _, _, packing = _HEADER.unpack_from(self._held)
+        if magic != b"KDMV" or version > 3 or flags & 0x30000 != 0x30000 or packing != 1:
+            raise NotVmdk("not a streamOptimized VMDK")
+        if grain * SECTOR != GRAIN or sectors * SECTOR > self._capacity or not 0 < overhead <= 1 << 20:
+            raise NotVmdk(f"a disk of {sectors * SECTOR} bytes in grains of {grain * SECTOR} does not fit")
+        self._skip = overhead * SECTOR
+        self._begun = True
+
+    def _metadata(self, sectors: int) -> None:
+        _, _, kind = _MARKER.unpack_from(self._held)
+        if kind == 0:
+            self.ended = True
+        elif kind > _FOOTER or sectors > 1 << 20:
+            raise NotVmdk(f"a marker of kind {kind} over {sectors} sectors")
+        self._skip = SECTOR + sectors * SECTOR
+
+    def _grain(self, offset: int, packed: bytes) -> tuple[int, bytes]:
+        engine = zlib.decompressobj()
+        try:
+            data = engine.decompress(packed, GRAIN)
+        except zlib.error as exc:
+            raise NotVmdk(f"the grain at {offset}: {exc}") from exc
+        if offset >= self._capacity:
+            raise NotVmdk(f"a grain at {offset}, beyond the disk's end")
+        return offset, data[: self._capacity - offset]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Disks that leave by a lease, and the descriptor beside them."""
+"""Disks that leave and come by a lease, and the descriptor beside them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from xml.etree import ElementTree
 import pytest
 from pyVmomi import vim, vmodl
 
-from fakes.vcenter import export
+from fakes.vcenter import leases, streamvmdk
 from tests.fakes.vcenter.real import MIB, RealSite, done, take
 from tests.fakes.vcenter.real import real as real
 
 
-def taken(real: RealSite, url: str, method: str = "GET") -> tuple[int, bytes]:
+def taken(real: RealSite, url: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
     """What a URL of a lease gives, without a login."""
     parts = urlsplit(url)
     assert parts.port == real.site.port
     connection = http.client.HTTPSConnection("127.0.0.1", parts.port, context=real.site.trust, timeout=30)
     try:
-        connection.request(method, parts.path)
+        connection.request(method, parts.path, body)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -92,7 +92,7 @@ def test_what_can_not_be_exported(real: RealSite) -> None:
 
 
 def test_a_lease_without_progress_ends(real: RealSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "LEASE", 0.5)
+    monkeypatch.setattr(leases, "LEASE", 0.5)
     lease = real.vm("web").ExportVm()
     url = lease.info.deviceUrl[0].url
     deadline = time.monotonic() + 20
@@ -137,3 +137,59 @@ def test_the_descriptor_lists_the_hardware(real: RealSite) -> None:
     assert len(system.findall("o:VirtualHardwareSection/o:Item", space)) == 5
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
         content.ovfManager.CreateDescriptor(vim.VirtualMachine("vm-999", None), params)
+
+
+def imported(real: RealSite, name: str) -> Any:
+    """A ready lease for a new VM with the hardware of `web`."""
+    content, vm = real.session.RetrieveContent(), real.vm("web")
+    out = vm.ExportVm()
+    files = [vim.OvfManager.OvfFile(deviceId=e.key, path=e.targetId, size=1) for e in out.info.deviceUrl]
+    out.HttpNfcLeaseAbort()
+    text = content.ovfManager.CreateDescriptor(vm, vim.OvfManager.CreateDescriptorParams(ovfFiles=files)).ovfDescriptor
+    params = vim.OvfManager.CreateImportSpecParams(entityName=name, diskProvisioning="thin")
+    wanted = content.ovfManager.CreateImportSpec(text, vm.resourcePool, vm.datastore[0], params)
+    lease = vm.resourcePool.ImportVApp(wanted.importSpec, vm.parent)
+    assert lease.state == "ready"
+    assert [e.importKey for e in lease.info.deviceUrl] == [e.deviceId for e in wanted.fileItem]
+    return lease
+
+
+def vmdk(data: bytes) -> bytes:
+    """A disk as clients send it."""
+    read = lambda offset, length: data[offset : offset + length]  # noqa: E731
+    return b"".join(streamvmdk.stream(len(data), [(0, len(data))], read, "disk.vmdk", "12345678"))
+
+
+def test_a_vm_is_imported_with_its_disks(real: RealSite) -> None:
+    lease = imported(real, "back")
+    data = [os.urandom(65536 * 3).ljust(4 * MIB, b"\0"), bytes(MIB) + os.urandom(MIB)]
+    for number, (each, disk) in enumerate(zip(lease.info.deviceUrl, data, strict=True)):
+        assert taken(real, each.url)[0] == 405
+        assert taken(real, each.url, "PUT" if number else "POST", vmdk(disk))[0] == 200
+    assert [e.size for e in lease.HttpNfcLeaseGetManifest()] == [len(vmdk(disk)) for disk in data]
+    lease.HttpNfcLeaseComplete()
+    vm = real.vm("back")
+    assert [real.read(f"live/back/{key}") for key in (2000, 2001)] == data
+    done(vm.PowerOnVM_Task())
+    take(vm)
+
+
+def test_an_import_that_is_given_up_leaves_nothing(real: RealSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = imported(real, "back")
+    url = lease.info.deviceUrl[0].url
+    for body in (b"no disk", vmdk(bytes(8 * MIB)), vmdk(os.urandom(MIB))[:-600]):
+        status, text = taken(real, url, "PUT", body)
+        assert status == 400, text
+    with pytest.raises(vim.fault.DuplicateName):
+        imported(real, "back")
+    lease.HttpNfcLeaseAbort()
+    assert "back" not in {each["vm"] for each in real.call("vm.list")}
+
+    monkeypatch.setattr(leases, "LEASE", 0.5)
+    imported(real, "late")
+    deadline = time.monotonic() + 20
+    while "late" in {each["vm"] for each in real.call("vm.list")}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(StopIteration):
+        real.vm("late")

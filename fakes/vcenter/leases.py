@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Export: ExportVm and ExportSnapshot, and what their leases (HttpNfcLease) hand out below `/nfc`.
+"""ExportVm, ExportSnapshot, ImportVApp, and what goes over their leases (HttpNfcLease) below `/nfc`.
 
-Leases are vcsim's, so that clients' collectors see them; vcsim has no ExportVm, so that is a snapshot in vcsim alone that
-is exported and removed again. The files are made here: each disk as a streamOptimized VMDK of what the storage holds. A
-lease's random id is all that its URLs ask for, as on a real host. Without progress it ends after `LEASE` seconds.
+Leases are vcsim's, so that clients' collectors see them; vcsim makes one over a snapshot only, so a snapshot in vcsim
+alone stands for a VM and is removed again. Files are made and taken here: each disk as a streamOptimized VMDK, from or to
+the storage. A lease's random id is all that its URLs ask for, as on a real host. Without progress it ends after `LEASE`
+seconds; an imported VM goes with a lease that was not completed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nbd
 from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError
@@ -25,8 +27,9 @@ from fakes.core.inventory import VirtualMachine
 from fakes.vcenter import devices, soap, streamvmdk
 from fakes.vcenter.admin import AdminSession
 from fakes.vcenter.calls import Context, Handler, SoapFault, not_found
-from fakes.vcenter.contents import opened
-from fakes.vcenter.http import Headers, Reply, Request
+from fakes.vcenter.contents import Contents, opened
+from fakes.vcenter.http import Body, Headers, Reply, Request
+from fakes.vcenter.machines import Machines
 from fakes.vcenter.passing import in_thread
 from fakes.vcenter.running import Owner, Runner, quietly
 from fakes.vcenter.snapshots import frozen_chains, vm_of
@@ -39,9 +42,12 @@ LEASE = 300.0  # what vcsim says in `leaseTimeout`
 STREAM = "application/x-vnd.vmware-streamVmdk"
 
 
+Undo = Callable[[], Awaitable[None]]
+
+
 @dataclass
 class _File:
-    """A disk on offer: where it is in the storage. `sent`: digest, bytes, and bytes of data, once it was taken whole."""
+    """A disk of a lease: where it is in the storage. `sent`: digest, bytes, and bytes of data, once it went over whole."""
 
     key: str
     datastore: str
@@ -52,9 +58,13 @@ class _File:
 
 @dataclass
 class Lease:
-    """What one lease offers, by the names in its URLs. `session`: whose it is; `expires`: monotonic."""
+    """What one lease offers, by the names in its URLs. `session`: whose it is; `expires`: monotonic.
+
+    `undo`: of an import, what takes away the VM when the lease is given up; its disks are written instead of read.
+    """
 
     session: AdminSession
+    undo: Undo | None = None
     files: dict[str, _File] = field(default_factory=dict)
     expires: float = 0.0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,12 +74,13 @@ class Lease:
         self.expires = time.monotonic() + LEASE
 
 
-class Export:
+class Leases:
     """The calls, and the files."""
 
-    def __init__(self, owner: Owner, runner: Runner) -> None:
+    def __init__(self, owner: Owner, runner: Runner, machines: Machines) -> None:
         self._owner = owner
         self._runner = runner
+        self._machines = machines
         self._leases: dict[str, Lease] = {}
 
     def handlers(self) -> dict[str, Handler]:
@@ -77,6 +88,7 @@ class Export:
         return {
             "ExportVm": self.vm,
             "ExportSnapshot": self.snapshot,
+            "ImportVApp": self.take,
             "HttpNfcLeaseProgress": self.progress,
             "HttpNfcLeaseComplete": self.end,
             "HttpNfcLeaseAbort": self.end,
@@ -101,14 +113,18 @@ class Export:
             raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
         managed = self._managed(world, vm)
         async with self._owner.lock(managed.name):
-            stored = await self._stored(managed)
-            task = await world.admin.call(vm, "CreateSnapshotEx_Task", name="export", description="", memory=False)
-            snapshot = await quietly(world, task)
-            try:
-                return await self._lease(context, managed, snapshot, stored.chains)
-            finally:
-                await devices.pin_layout(world, vm)
-                await quietly(world, await world.admin.call(snapshot, "RemoveSnapshot_Task", removeChildren=False))
+            return await self._whole(context, managed, vm)
+
+    async def _whole(self, context: Context, managed: VirtualMachine, vm: Any, undo: Undo | None = None) -> Reply:
+        """A lease over a VM as it is, its lock being held."""
+        world, stored = context.world, await self._stored(managed)
+        task = await world.admin.call(vm, "CreateSnapshotEx_Task", name="lease", description="", memory=False)
+        snapshot = await quietly(world, task)
+        try:
+            return await self._lease(context, managed, snapshot, stored.chains, undo)
+        finally:
+            await devices.pin_layout(world, vm)
+            await quietly(world, await world.admin.call(snapshot, "RemoveSnapshot_Task", removeChildren=False))
 
     async def snapshot(self, context: Context) -> Reply:
         """ExportSnapshot: the disks as they were at a snapshot."""
@@ -127,6 +143,35 @@ class Export:
                 raise not_found(snapshot)
             return await self._lease(context, managed, snapshot, frozen_chains(stored, kept))
 
+    async def take(self, context: Context) -> Reply:
+        """ImportVApp(spec, folder?, host?), on a pool: a new VM whose disks the client fills; on a vCenter."""
+        values, world = soap.arguments(context.raw), context.world
+        spec = values.get("spec")
+        await context.require_login()
+        if not isinstance(spec, vim.vm.VmImportSpec) or not self._owner.owns_tasks:
+            return await context.forward()
+        order = self._machines.plan(world, spec.configSpec, values.get("host"))
+        if order is None:
+            return await context.forward()
+        pool = world.admin.object(context.call.this_type, context.call.this_id)
+        folder = values.get("folder") or world.places.vm_folder
+        name = order.vm.name
+
+        async def undo() -> None:
+            async with self._owner.lock(name):
+                managed, reference = self._owner.vm(name), world.places.vms.get(name)
+                if managed is not None and reference is not None:
+                    await self._machines.destroy_stored(world, managed, reference, {})
+
+        async with self._owner.lock(name):
+            try:
+                vm, _ = await self._machines.make(world, order, folder, pool)
+            except (vmodl.MethodFault, FabricError) as exc:
+                raise SoapFault(self._runner.fault(name, exc)) from exc
+            managed = self._owner.vm(name)
+            assert managed is not None
+            return await self._whole(context, managed, vm, undo)
+
     def _managed(self, world: World, vm: Any) -> VirtualMachine:
         managed = self._runner.managed(world, vm)
         if managed is None:
@@ -142,7 +187,12 @@ class Export:
             raise SoapFault(fault_of(exc, managed)) from exc
 
     async def _lease(
-        self, context: Context, managed: VirtualMachine, snapshot: Any, chains: dict[int, list[str]]
+        self,
+        context: Context,
+        managed: VirtualMachine,
+        snapshot: Any,
+        chains: dict[int, list[str]],
+        undo: Undo | None = None,
     ) -> Reply:
         """A lease of vcsim's over a snapshot, with what is behind its names: the last file of each disk's chain."""
         world = context.world
@@ -150,7 +200,7 @@ class Export:
         reference = await context.session.call(snapshot, "ExportSnapshot")
         info = (await context.session.properties(reference, "info"))["info"]
         keys = {each.targetId: each.key for each in info.deviceUrl}
-        lease = Lease(context.session)
+        lease = Lease(context.session, undo)
         for disk in shown:
             name = str(getattr(disk.backing, "fileName", "")).rpartition("/")[2]
             if disk.key in chains and name in keys:
@@ -169,12 +219,21 @@ class Export:
         while not lease.ended.is_set():
             if (left := lease.expires - time.monotonic()) <= 0:
                 _log.info("lease %s timed out", moid)
-                self._forget(world, moid)
                 with contextlib.suppress(vmodl.MethodFault, UpstreamGone, TimeoutError):
                     await lease.session.call(vim.HttpNfcLease(moid, None), "HttpNfcLeaseAbort")
+                await self._give_up(world, moid)
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lease.ended.wait(), left)
+
+    async def _give_up(self, world: World, moid: str) -> None:
+        lease = self._leases.get(moid)
+        self._forget(world, moid)
+        if lease is not None and lease.undo is not None:
+            try:
+                await lease.undo()
+            except (FabricError, vmodl.MethodFault, UpstreamGone, TimeoutError) as exc:
+                _log.warning("the VM of lease %s stays: %s", moid, exc or "no answer")
 
     def _forget(self, world: World, moid: str) -> None:
         if (lease := self._leases.pop(moid, None)) is not None:
@@ -191,12 +250,14 @@ class Export:
     async def end(self, context: Context) -> Reply:
         """HttpNfcLeaseComplete, HttpNfcLeaseAbort."""
         reply = await context.forward()
-        if reply.status == 200:
+        if reply.status == 200 and context.call.method == "HttpNfcLeaseAbort":
+            await self._give_up(context.world, context.call.this_id)
+        elif reply.status == 200:
             self._forget(context.world, context.call.this_id)
         return reply
 
     async def manifest(self, context: Context) -> Reply:
-        """HttpNfcLeaseGetManifest: what was taken from the lease so far."""
+        """HttpNfcLeaseGetManifest: what went over the lease so far."""
         lease = self._leases.get(context.call.this_id)
         if lease is None:
             return await context.forward()
@@ -218,17 +279,21 @@ class Export:
     # -- files
 
     async def serve(self, request: Request, path: str) -> Reply | None:
-        """GET or HEAD of `/nfc/<lease>/<name>`; None when this is no path of a lease from here."""
+        """GET of `/nfc/<lease>/<name>`, or PUT for an import; None when this is no path of a lease from here."""
         moid, _, name = path.removeprefix("/nfc/").partition("/")
         lease = self._leases.get(moid)
         if lease is None:
             return None
-        if request.method not in ("GET", "HEAD"):
-            return Reply.text(405, "an export can only be read", ("Allow", "GET, HEAD"))
+        allowed = ("GET", "HEAD") if lease.undo is None else ("PUT", "POST")
+        if request.method not in allowed:
+            return Reply.text(405, "not with this lease", ("Allow", ", ".join(allowed)))
         file, storage = lease.files.get(name), self._owner.storage
         if file is None or storage is None:
             return Reply.text(404, f"{name} is not among the lease's files")
         try:
+            if lease.undo is not None:
+                socket, export, size = await storage.export(file.datastore, file.path, write=True)
+                return await _receive(request.body, file, socket, export, size)
             socket, export, size = await storage.export(file.datastore, file.path)
             extents = await storage.extents(file.datastore, file.path)
         except FabricError as exc:
@@ -250,3 +315,34 @@ def _stream(
             yield part
     populated = sum(length for _, length in extents)
     file.sent = (digest.hexdigest(), total, populated)
+
+
+async def _receive(body: Body, file: _File, socket: Path, export: str, size: int) -> Reply:
+    """Writes the VMDK that a client sends to a disk."""
+    reader, digest = streamvmdk.Reader(size), hashlib.sha1(usedforsecurity=False)
+    total = populated = 0
+
+    def write(part: bytes) -> int:
+        digest.update(part)
+        written = 0
+        for offset, data in reader.feed(part):
+            contents.write(offset, data)
+            written += len(data)
+        return written
+
+    contents = await asyncio.to_thread(Contents, socket, export)
+    try:
+        async for part in body:
+            total += len(part)
+            populated += await asyncio.to_thread(write, part)
+        if not reader.ended:
+            raise streamvmdk.NotVmdk("the stream ends before its end marker")
+        await asyncio.to_thread(contents.flush)
+    except streamvmdk.NotVmdk as exc:
+        return Reply.text(400, str(exc))
+    except nbd.Error as exc:
+        return Reply.text(500, f"the disk can not be written: {exc.string}")
+    finally:
+        await asyncio.to_thread(contents.close)
+    file.sent = (digest.hexdigest(), total, populated)
+    return Reply(200)
