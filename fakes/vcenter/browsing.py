@@ -82,6 +82,11 @@ class Listing:
         disk = path.removesuffix(FLAT) + ".vmdk" if path.endswith(FLAT) else path
         return await storage.stat(datastore, disk) is not None
 
+    async def text(self, datastore: str, path: str) -> bytes | None:
+        """A text file or a descriptor of the storage's; None when it has none of that name."""
+        storage = self._owner.storage
+        return await storage.read_text(datastore, path) if storage is not None and self.has(datastore) else None
+
     async def of(self, world: World, datastore: str, folder: str) -> list[Entry]:
         """What is in a folder of a datastore (empty: its root)."""
         entries: dict[str, Entry] = {}

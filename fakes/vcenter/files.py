@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""FileManager and VirtualDiskManager work on vcsim's stubs: they must not take away or copy what belongs to a stored VM."""
+"""FileManager and VirtualDiskManager work on vcsim's stubs: they must not take away or copy what belongs to a stored VM.
+
+What a disk's descriptor says (UUID, geometry) is answered from the storage's.
+"""
 
 from __future__ import annotations
+
+import re
 
 from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError
+from fakes.vcenter import soap
 from fakes.vcenter.browsing import Listing, split
 from fakes.vcenter.calls import Context, Handler, SoapFault
 from fakes.vcenter.http import Reply
@@ -23,6 +29,7 @@ _CHANGED = {
 }
 # calls that would copy a stub instead of the file
 _READ = {"CopyVirtualDisk_Task": "sourceName", "CopyDatastoreFile_Task": "sourceName"}
+_DATABASE = re.compile(r'^ddb\.([\w.]+) = "([^"]*)"', re.MULTILINE)
 
 
 class Files:
@@ -33,7 +40,8 @@ class Files:
 
     def handlers(self) -> dict[str, Handler]:
         """By wsdl name."""
-        return dict.fromkeys(_CHANGED, self.check)
+        checked: dict[str, Handler] = dict.fromkeys(_CHANGED, self.check)
+        return checked | {"QueryVirtualDiskUuid": self.uuid, "QueryVirtualDiskGeometry": self.geometry}
 
     async def check(self, context: Context) -> Reply:
         """Any of these calls: `FileLocked`, or `NotSupported` for a copy."""
@@ -47,6 +55,34 @@ class Files:
         if await self._is_stored(path):
             raise SoapFault(vmodl.fault.NotSupported(), "This storage does not copy files of virtual machines.")
         return await context.forward()
+
+    async def uuid(self, context: Context) -> Reply:
+        """QueryVirtualDiskUuid(name, datacenter)."""
+        told = await self._descriptor(context)
+        return (
+            await context.forward() if told is None else Reply.xml(200, soap.reply(context.call.method, told["uuid"]))
+        )
+
+    async def geometry(self, context: Context) -> Reply:
+        """QueryVirtualDiskGeometry(name, datacenter)."""
+        told = await self._descriptor(context)
+        if told is None:
+            return await context.forward()
+        cylinders, heads, sectors = (int(told[f"geometry.{part}"]) for part in ("cylinders", "heads", "sectors"))
+        value = vim.host.DiskDimensions.Chs(cylinder=cylinders, head=heads, sector=sectors)
+        return Reply.xml(200, soap.reply(context.call.method, value))
+
+    async def _descriptor(self, context: Context) -> dict[str, str] | None:
+        """The disk database in the descriptor that a call is about; None when the storage has no such disk."""
+        await context.require_login()
+        path = context.call.leaf.get("name", "").strip()
+        if not path.startswith("[") or not path.endswith(".vmdk"):
+            return None
+        try:
+            text = await self._listing.text(*split(path))
+        except FabricError as exc:
+            raise SoapFault(file_fault(exc, path, split(path)[0])) from exc
+        return None if text is None else dict(_DATABASE.findall(text.decode("utf-8", "replace")))
 
     async def _is_stored(self, path: str) -> bool:
         if not path.startswith("["):

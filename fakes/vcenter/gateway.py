@@ -150,6 +150,7 @@ class Gateway:
             "TerminateSession": self._terminate,
             "CancelTask": tasks.cancel,
             "Reload": guard.reload,
+            "SetLocale": guard.set_locale,
             "UpdateOptions": guard.update_options,
             **self.access.handlers(),
             **self._collectors.handlers(),

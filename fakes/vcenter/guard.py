@@ -50,6 +50,12 @@ async def update_options(context: Context) -> Reply:
     return await context.forward()
 
 
+async def set_locale(context: Context) -> Reply:
+    """SetLocale(locale): there are no other texts than these."""
+    await context.require_login()
+    return Reply.xml(200, soap.reply("SetLocale"))
+
+
 async def reload(context: Context) -> Reply:
     """Reload of an entity: there is nothing to read anew, and vcsim ends at that of a folder."""
     await context.require_login()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim, vmodl
 
-from tests.fakes.vcenter.real import MIB, SIZE, RealSite, done, take
+from tests.fakes.vcenter.real import MIB, SIZE, RealSite, disks, done, take
 from tests.fakes.vcenter.real import real as real
 
 WHERE = "?dcPath=DC1&dsName=datastore1"
@@ -96,6 +96,18 @@ def test_what_belongs_to_a_vm_is_changed_by_nobody_else(real: RealSite) -> None:
             done(call())
     with pytest.raises(vmodl.fault.NotSupported):
         done(disks.CopyVirtualDisk_Task("[datastore1] web/web.vmdk", center, "[datastore1] web/copy.vmdk", center))
+
+
+def test_a_disk_says_its_uuid_and_geometry(real: RealSite) -> None:
+    content, vm = real.session.RetrieveContent(), real.vm("web")
+    manager, center = content.virtualDiskManager, content.rootFolder.childEntity[0]
+    backing = disks(vm.config)[0].backing
+    found = manager.QueryVirtualDiskUuid(backing.fileName, center)
+    assert found.replace(" ", "").replace("-", "").lower() == backing.uuid.replace("-", "").lower()
+    chs = manager.QueryVirtualDiskGeometry(backing.fileName, center)
+    assert (chs.cylinder, chs.head, chs.sector) == (4, 64, 32)
+    with pytest.raises(vim.fault.FileNotFound):
+        manager.QueryVirtualDiskUuid("[datastore1] web/none.vmdk", center)
 
 
 def test_other_files_can_be_deleted(real: RealSite) -> None:

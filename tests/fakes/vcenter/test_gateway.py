@@ -94,6 +94,7 @@ def test_options_that_would_end_the_simulator_are_refused(site: Site, session: A
 
 def test_any_entity_is_reloaded(site: Site, session: Any) -> None:
     content = session.RetrieveContent()
+    content.sessionManager.SetLocale("en_US")
     content.rootFolder.Reload()
     site.vm(session, "files-vm").Reload()
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
