@@ -8,6 +8,7 @@ no vCenter uses. SearchDatastore_Task and SearchDatastoreSubFolders_Task are ans
 from __future__ import annotations
 
 import fnmatch
+import posixpath
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -41,12 +42,13 @@ _EXTENT = re.compile(r".*-(flat|sesparse)\.vmdk")
 
 
 def split(path: str) -> tuple[str, str]:
-    """Datastore, and the path below it without slashes around. Raises SoapFault(InvalidDatastorePath)."""
-    match = _PATH.fullmatch(path)
-    if match is None:
+    """Datastore, and the path below it (of its root: empty). Raises SoapFault(InvalidDatastorePath)."""
+    match = _PATH.fullmatch(path.strip())
+    below = posixpath.normpath(match[2].strip("/ ")) if match is not None else ".."
+    if match is None or below.startswith(".."):
         value = vim.fault.InvalidDatastorePath(datastorePath=path)
         raise SoapFault(value, f"Invalid datastore path '{path}'.")
-    return match[1], match[2].strip("/ ")
+    return match[1], "" if below == "." else below
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Files:
         if not path.startswith("["):
             return False  # an URL, or nothing: vcsim says what is wrong with it
         datastore, below = split(path)
+        if not below:
+            return self._listing.has(datastore)
         try:
             return await self._listing.is_stored(datastore, below)
         except FabricError as exc:

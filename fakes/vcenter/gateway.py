@@ -148,10 +148,7 @@ class Gateway:
             "Fetch": self._fetch,
             "Login": self._login,
             "TerminateSession": self._terminate,
-            "CancelTask": tasks.cancel,
-            "Reload": guard.reload,
-            "SetLocale": guard.set_locale,
-            "UpdateOptions": guard.update_options,
+            **self._guards(),
             **self.access.handlers(),
             **self._collectors.handlers(),
             **self._leases.handlers(),
@@ -169,6 +166,17 @@ class Gateway:
         }
         self._keeper = Keeper(self._make_world, self._lost)
         self._server: HttpsServer | None = None
+
+    def _guards(self) -> dict[str, Handler]:
+        made: dict[str, Handler] = {
+            "CancelTask": tasks.cancel,
+            "UpdateOptions": guard.update_options,
+            "Reload": guard.reload,
+            "SetLocale": guard.set_locale,
+        }
+        if self.settings.inventory is not None:
+            made |= dict.fromkeys(("CreateLocalDatastore", "CreateNasDatastore"), guard.no_datastore)
+        return made
 
     def _on_vcenter(self, runner: Runner) -> dict[str, Handler]:
         moving = Moving(self, runner, self._power, self.settings.inventory)
@@ -455,7 +463,7 @@ class Gateway:
         context: Context | None = None
         try:
             context = Context(await self.world(), call, raw, request.headers, request.client)
-            guard.check_keys(call)
+            guard.check(call)
             reply = await self._handlers.get(call.method, Context.forward)(context)
             fault = None
             if reply.status != 200 and isinstance(reply.body, bytes):

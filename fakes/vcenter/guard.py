@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What must not reach vcsim as it is: keys that drive the simulator itself or end it, and changes of a VM beside a snapshot."""
+"""What must not reach vcsim as it is: what drives the simulator, ends it or leads out of it, and changes beside a snapshot."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ async def update_options(context: Context) -> Reply:
     return await context.forward()
 
 
+async def no_datastore(context: Context) -> Reply:
+    """CreateLocalDatastore, CreateNasDatastore: vcsim would show any folder of this machine."""
+    await context.require_login()
+    raise SoapFault(vmodl.fault.NotSupported(), "This host takes no further datastores.")
+
+
 async def set_locale(context: Context) -> Reply:
     """SetLocale(locale): there are no other texts than these."""
     await context.require_login()
@@ -67,8 +73,14 @@ async def reload(context: Context) -> Reply:
     return Reply.xml(200, soap.reply("Reload"))
 
 
-def check_keys(call: Call) -> None:
-    """Raises SoapFault(InvalidArgument) when a client sends a key that drives the simulator."""
+def check(call: Call) -> None:
+    """Raises SoapFault when a client sends a key that drives the simulator, or a path that leads out of a datastore.
+
+    vcsim joins such a path to its stub folder, and reads, makes and deletes whatever it finds there.
+    """
+    for path in call.climbing:
+        value = vim.fault.InvalidDatastorePath(datastorePath=path)
+        raise SoapFault(value, f"Invalid datastore path '{path[:256]}'.")
     for key in call.option_keys:
         if _DRIVING.search(key):
             raise SoapFault(

@@ -41,7 +41,7 @@ class Call:
     """One call: `method` (wsdl name) of namespace `namespace` on `this_type:this_id`.
 
     `leaf` holds the text of direct parameters, `leaf_type` their `type` attribute (of references), `option_keys` the
-    keys of every `extraConfig` entry at any depth.
+    keys of every `extraConfig` entry at any depth, `climbing` every text that is a datastore path with `..` in it.
     """
 
     namespace: str = ""
@@ -51,6 +51,7 @@ class Call:
     leaf: dict[str, str] = field(default_factory=dict)
     leaf_type: dict[str, str] = field(default_factory=dict)
     option_keys: list[str] = field(default_factory=list)
+    climbing: list[str] = field(default_factory=list)
 
     @property
     def this(self) -> str:
@@ -103,6 +104,8 @@ class _Identifier:
                     self.call.leaf[self.path[3]] = text
             elif self.path[-2:] == ["extraConfig", "key"]:
                 self.call.option_keys.append(text.strip())
+            if text.lstrip().startswith("[") and ".." in re.split(r"[\s/\]]+", text):
+                self.call.climbing.append(text.strip())
         self.text = []
         self.path.pop()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,35 @@ def test_what_belongs_to_a_vm_is_changed_by_nobody_else(real: RealSite) -> None:
             done(call())
     with pytest.raises(vmodl.fault.NotSupported):
         done(disks.CopyVirtualDisk_Task("[datastore1] web/web.vmdk", center, "[datastore1] web/copy.vmdk", center))
+
+
+def test_no_path_leads_out_of_a_datastore(real: RealSite, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    content, vm = real.session.RetrieveContent(), real.vm("web")
+    center, files = content.rootFolder.childEntity[0], content.fileManager
+    out = f"[datastore1] {'../' * 12}{tmp_path}"
+    iso = vim.vm.device.VirtualCdrom.IsoBackingInfo(fileName=f"{out}/kept")
+    drive = vim.vm.device.VirtualCdrom(key=-1, controllerKey=200, backing=iso)
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", device=drive)
+    for call in (
+        lambda: search(real, out),
+        lambda: search(real, "[datastore1] web/../.."),
+        lambda: files.MakeDirectory(f"{out}/made", center, True),
+        lambda: done(files.DeleteDatastoreFile_Task(f"{out}/kept", center)),
+        lambda: done(files.CopyDatastoreFile_Task(f"{out}/kept", center, "[datastore1] web/kept", center, True)),
+        lambda: done(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change]))),
+    ):
+        with pytest.raises(vim.fault.InvalidDatastorePath):
+            call()
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+    for root in ("[datastore1]", "[datastore1] .", "[datastore1] web/", "[datastore1] ./web//web.vmx"):
+        with pytest.raises(vim.fault.FileLocked):
+            done(files.DeleteDatastoreFile_Task(root, center))
+    system = vm.runtime.host.configManager.datastoreSystem
+    with pytest.raises(vmodl.fault.NotSupported):
+        system.CreateLocalDatastore("mine", str(tmp_path))
+    vm.Reload()
+    done(vm.ReconfigVM_Task(vim.vm.ConfigSpec(annotation="[a] note ... and so on")))
 
 
 def test_a_disk_says_its_uuid_and_geometry(real: RealSite) -> None:
