@@ -49,6 +49,8 @@ class Folder:
         datacenter, datastore = ((query.get(key) or [""])[0].strip("/") for key in ("dcPath", "dsName"))
         place = _Place(datacenter, datastore, path.removeprefix("/folder").strip("/"))
         reads = request.method in ("GET", "HEAD")
+        if not all(char.isprintable() for char in place.path):
+            return Reply.text(400, "not the name of a file")
         try:
             if self._listing.has(place.datastore):
                 if place.datacenter not in ("", self._datacenter):
@@ -65,6 +67,8 @@ class Folder:
             return await self._list(world, place) if reads and reply.status == 301 else reply
         except FabricError as exc:
             return Reply.text(403 if exc.code in ("locked", "in-use") else 500, str(exc))
+        except vmodl.MethodFault as exc:
+            return Reply.text(400, exc.msg or type(exc).__name__)
 
     async def _stored(self, request: Request, place: _Place) -> Reply | None:
         """A file that the storage has; None when it has none of that name."""

@@ -74,6 +74,8 @@ def test_folders_are_lists_of_links(real: RealSite) -> None:
     assert ask(real, "GET", "/folder/none/" + WHERE)[0] == 404
     assert ask(real, "GET", "/folder/web/web.vmx?dcPath=Other&dsName=datastore1")[0] == 404
     assert ask(real, "GET", "/folder?dcPath=DC1&dsName=none")[0] == 404
+    for method in ("GET", "PUT", "DELETE"):
+        assert ask(real, method, f"/folder/web/a%00b{WHERE}")[0] == 400
 
 
 def test_what_belongs_to_a_vm_is_changed_by_nobody_else(real: RealSite) -> None:
