@@ -445,6 +445,8 @@ class Gateway:
                 return await pass_on(world.upstream, request, self.spawn)
             if self.settings.view == "vcenter" and (told := await self._rest.handle(world, request, path)) is not None:
                 return told
+            if await guard.is_climbing(request):
+                return Reply.text(400, "not the name of a file")
             return await _named(world, await pass_on(world.upstream, request, self.spawn))
         except NotReady as exc:
             return Reply.text(503, str(exc), ("Retry-After", "2"))

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from pyVmomi import vim, vmodl
 
 from fakes.vcenter import soap
 from fakes.vcenter.calls import Context, SoapFault, not_found
-from fakes.vcenter.http import Reply
+from fakes.vcenter.http import Body, Reply, Request
 from fakes.vcenter.soap import Call
 
 # `SET.` writes any property and a wrong one ends vcsim; `RUN.` starts containers; `ip0` is an alias of a `SET.` key
@@ -35,6 +36,8 @@ POWER = {"PowerOnVM_Task": True, "PowerOffVM_Task": False, "SuspendVM_Task": Fal
 
 # vcsim's own pages, which no vCenter has; the first is shown where the inventory is vcsim's own too
 HIDDEN_PATHS = ("/about", "/debug")
+_NAMING = "/rest/com/vmware/content/"
+_MAX_JSON = 1 << 20
 # served by vcsim without asking for a session
 SESSION_PATHS = ("/folder", "/nfc", "/guestFile")
 
@@ -48,6 +51,21 @@ async def update_options(context: Context) -> Reply:
             text = f"{_TIMEOUT} is a duration such as '30m' or '90s'."
             raise SoapFault(vmodl.fault.InvalidArgument(invalidProperty="changedValue"), text)
     return await context.forward()
+
+
+async def is_climbing(request: Request) -> bool:
+    """Whether a request beside SOAP names a file outside, in its path or (a content library's) in its JSON."""
+    if _climbs(unquote(request.path)):
+        return True
+    if not request.path.startswith(_NAMING) or request.body.done:
+        return False
+    raw = await request.body.read(_MAX_JSON)
+    request.body = Body.of(raw)
+    return _climbs(raw.decode("utf-8", "replace").replace("\\u002e", ".").replace("\\/", "/"))
+
+
+def _climbs(text: str) -> bool:
+    return ".." in re.split(r"[/\\\"]+", text)
 
 
 async def no_datastore(context: Context) -> Reply:

@@ -67,6 +67,14 @@ class Body:
         self.done = not chunked and length == 0
         self.begun = False
 
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """A body that holds `data`."""
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return cls(reader, len(data))
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.begun = True
         if self._chunked:

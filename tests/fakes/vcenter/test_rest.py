@@ -27,7 +27,8 @@ class Client:
             connection.request(method, path, text, {**self.headers, **headers})
             answer = connection.getresponse()
             read = answer.read()
-            return answer.status, json.loads(read) if read else None
+            plain = (answer.getheader("Content-Type") or "").startswith("text/")
+            return answer.status, read.decode() if plain else json.loads(read) if read else None
         finally:
             connection.close()
 
@@ -82,6 +83,18 @@ def test_the_inventory_is_listed(client: Client) -> None:
         "NETWORK",
     }
     assert len(client("GET", "/api/vcenter/resource-pool")[1]) == 1
+
+
+def test_no_name_in_a_content_library_leads_out_of_it(client: Client) -> None:
+    store = client("GET", "/rest/vcenter/datastore")[1]["value"][0]["datastore"]
+    backing = {"datastore_id": store, "type": "DATASTORE"}
+    wanted = {"create_spec": {"name": "one", "type": "LOCAL", "storage_backings": [backing]}}
+    assert client("POST", "/rest/com/vmware/content/local-library", wanted)[0] == 200
+    add = "/rest/com/vmware/content/library/item/updatesession/file/id:x?~action=add"
+    refused = (400, "not the name of a file\n")
+    for name in ("../../tmp/x", "a/..", "..\\x"):
+        assert client("POST", add, {"file_spec": {"name": name, "source_type": "PUSH", "size": 4}}) == refused
+    assert client("PUT", "/rest/com/vmware/cis/data/x/..%2f..%2fx", {}) == refused
 
 
 def test_objects_are_tagged(client: Client) -> None:
