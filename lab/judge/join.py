@@ -160,9 +160,11 @@ def _add_log(flows: list[Joined], log: list[Record]) -> None:
     for record in log:
         if record["prefix"] in BUILT_IN:
             continue  # no SYN: it decided nothing about an attempt
-        owners = [f for f in by_key.get(_tuple(record), []) if f.start - TOLERANCE_NS <= int(record["utc"])]
-        if owners:
-            owners[-1].log.append(record)
+        same, utc = by_key.get(_tuple(record), []), int(record["utc"])
+        # A port may be used again at once: the packet is of the last flow that had begun (the log counts microseconds).
+        begun = [f for f in same if f.start // 1000 <= utc // 1000][-1:] or [f for f in same if f.start - TOLERANCE_NS <= utc][:1]
+        for owner in begun:
+            owner.log.append(record)
 
 
 def _add_tracking(flows: list[Joined], tracking: list[Record]) -> None:

@@ -299,15 +299,16 @@ def test_event_without_local_port_is_matched_by_host_port_and_time(tmp_path: Pat
     assert report.exit_code == 0 and flow.matched == "host, port and time"
 
 
-def test_same_tuple_twice_gives_two_flows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [1000, 150])
+def test_same_tuple_twice_gives_two_flows(tmp_path: Path, later: int) -> None:
     run = RunBuilder()
     for number in range(2):
         run._port = 45000
-        link = run.connect(f"a{number}", 100 + number * 1000, "18", "proxy-1", "vcenter", 443, "H4")
-        link.talk.close(utc(300 + number * 1000))
+        link = run.connect(f"a{number}", 100 + number * later, "18", "proxy-1", "vcenter", 443, "H4")
+        link.talk.close(utc(200 + number * later))
     report = run.report(tmp_path)
     flows = [f for f in report.flows if f.attempted]
-    assert [f.start for f in flows] == [utc(100), utc(1100)] and report.inconsistent == []
+    assert [f.start for f in flows] == [utc(100), utc(100 + later)] and report.inconsistent == []
     assert all(len(f.joined.log) == 1 and f.joined.tracking for f in flows if f.joined)
 
 
