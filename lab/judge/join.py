@@ -162,7 +162,9 @@ def _add_log(flows: list[Joined], log: list[Record]) -> None:
             continue  # no SYN: it decided nothing about an attempt
         same, utc = by_key.get(_tuple(record), []), int(record["utc"])
         # A port may be used again at once: the packet is of the last flow that had begun (the log counts microseconds).
-        begun = [f for f in same if f.start // 1000 <= utc // 1000][-1:] or [f for f in same if f.start - TOLERANCE_NS <= utc][:1]
+        begun = [f for f in same if f.start // 1000 <= utc // 1000][-1:] or [
+            f for f in same if f.start - TOLERANCE_NS <= utc
+        ][:1]
         for owner in begun:
             owner.log.append(record)
 
