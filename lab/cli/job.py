@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from engine.modes import names
 from lab.cli import administration, console, recorded
 from lab.cli.options import Json, running_lab
 from lab.cli.output import Out
@@ -22,11 +23,11 @@ Name = Annotated[str, typer.Argument(help="The job's name.")]
 class Mode(StrEnum):
     """Transport modes. `auto` stands for Direct SAN, HotAdd and Network, in that order, as far as the proxies can."""
 
-    AUTO = "auto"
-    SAN = "san"
-    HOTADD = "hotadd"
-    NBDSSL = "nbdssl"
-    NBD = "nbd"
+    AUTO = names.AUTO
+    SAN = names.SAN
+    HOTADD = names.HOTADD
+    NBDSSL = names.NBDSSL
+    NBD = names.NBD
 
 
 class Direction(StrEnum):

@@ -20,6 +20,7 @@ from engine.console.__main__ import exit_code
 from engine.console.commands import TargetExists
 from engine.errors import InputError, VadplabError
 from engine.filesystem import files
+from engine.modes import names
 from engine.restore.points import DiskUnknown
 from engine.store.manifest import DiskEntry, Manifest
 from engine.store.point_disk import PointDisk
@@ -31,9 +32,9 @@ from lab.cli.options import Json, absolute, any_lab, running_lab
 from lab.cli.output import Out
 from lab.cli.points import find
 from lab.cli.progress import Progressing
+from lab.disks import truth
+from lab.disks.consistency import check as check_consistency
 from lab.errors import exit_status
-from lab.judge import truth
-from lab.judge.consistency import check as check_consistency
 from lab.judge.report import combine
 from lab.realise.folders import LabFolder
 
@@ -52,10 +53,10 @@ class RestoreGroup(TyperGroup):
 class WritingMode(StrEnum):
     """Transport modes that can write; Direct SAN can not."""
 
-    AUTO = "auto"
-    HOTADD = "hotadd"
-    NBDSSL = "nbdssl"
-    NBD = "nbd"
+    AUTO = names.AUTO
+    HOTADD = names.HOTADD
+    NBDSSL = names.NBDSSL
+    NBD = names.NBD
 
 
 app = typer.Typer(cls=RestoreGroup, no_args_is_help=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Verdicts about a run: pure functions from evidence to a report; and about restored disks (`truth`, `consistency`).
+"""Verdicts about a run: pure functions from evidence to a report.
 
 Nouns: *evidence* (what a run folder holds), *flow* (one connection attempt), *witness* (one of five independent
 sources that say what became of it), *foreign* (packets that no event explains), *invariant* (what must hold in every

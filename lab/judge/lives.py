@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from lab.judge.evidence import Record
-from lab.judge.marks import marks, passages
+from lab.judge.marks import passages, step_marks
 
 WRITING_NS = 2_000_000_000
 """How long a process may need to write an event after what it is about, on a machine that is very busy."""
@@ -20,7 +20,7 @@ def last_event(events: list[Record], host: str, pid: int | None) -> int:
 
 def died_inside(events: list[Record], host: str, steps: Iterable[str], utc: int) -> str:
     """Who on that host was in one of these steps at that time and wrote nothing afterwards, in words; empty when nobody."""
-    for mark in passages(marks(events), *steps):
+    for mark in passages(step_marks(events), *steps):
         if mark.host != host or mark.end is not None or mark.begin > utc:
             continue
         last = last_event(events, host, mark.pid)

@@ -36,7 +36,7 @@ class Mark:
         return last >= self.begin and (self.end is None or first <= self.end)
 
 
-def marks(events: list[Record]) -> dict[str, list[Mark]]:
+def step_marks(events: list[Record]) -> dict[str, list[Mark]]:
     """Marks by step id, in order of time. begin and end meet by step, process id and task."""
     found: dict[str, list[Mark]] = {}
     open_marks: dict[tuple[Any, ...], Mark] = {}

@@ -13,7 +13,7 @@ from typing import Any
 from engine.steps import RESCAN_STEPS, RESTORE_STEPS, STEPS, Step
 from lab.judge.evidence import Evidence, Record
 from lab.judge.join import Attempt
-from lab.judge.marks import Mark, marks
+from lab.judge.marks import Mark, step_marks
 from lab.judge.verdict import Flow
 
 DONE, FAILED, SKIPPED, INTERRUPTED, NOT_REACHED = "done", "failed", "skipped", "interrupted", "not reached"
@@ -51,7 +51,7 @@ class StepRecord:
 
 def records(evidence: Evidence, flows: list[Flow], local: list[Attempt]) -> list[StepRecord]:
     """One record for each step of this kind of run, in order."""
-    found = marks(evidence.events)
+    found = step_marks(evidence.events)
     steps = _BY_KIND.get(evidence.kind, STEPS)
     return [_record(step, found.get(step.id, []), evidence, flows, local) for step in steps]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.steps import READING
 from lab.judge.evidence import Record
-from lab.judge.marks import marks, passages
+from lab.judge.marks import passages, step_marks
 from lab.judge.verdict import Flow
 
 NFC_PORT, SAN_PORT = 902, 3260
@@ -80,7 +80,7 @@ class TaskRecord:
 
 def records(events: list[Record], flows: list[Flow]) -> list[TaskRecord]:
     """Every task that reached step 17 or later, by name."""
-    found = marks(events)
+    found = step_marks(events)
     tasks: dict[str, TaskRecord] = {}
     for mark in passages(found, "17", *READING):
         if mark.task is None:

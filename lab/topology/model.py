@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from engine.modes.names import JobMode
 from fakes.core.inventory import Datastore, Disk, Name
 
 
@@ -159,7 +160,7 @@ class Job(Model):
 
     name: HostName
     vms: list[Name] = Field(min_length=1)
-    mode: Literal["auto", "san", "hotadd", "nbd", "nbdssl"] = "nbdssl"
+    mode: JobMode = "nbdssl"
     guest_scripts: bool = False
     direction: Literal["proxy-to-repository", "repository-to-proxy"] = "proxy-to-repository"
     repository: HostName | None = None

@@ -20,7 +20,7 @@ import nbd
 
 from engine.store.point_disk import PointDisk
 from engine.store.restore import to_file
-from lab.judge import truth
+from lab.disks import truth
 from tests.e2e.harness import COMMAND_DEADLINE, Document, Lab
 
 BLOCK = 65536

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from lab.judge import truth
+from lab.disks import truth
 from tests.e2e.guestdisks import socket_of
 from tests.e2e.harness import COMMAND_DEADLINE, VADPLAB, Document, Lab, Run
 from tests.e2e.test_incrementals import at_vcenter

@@ -19,7 +19,7 @@ from lab.judge.invariants.nfc import one_mover_per_task, tickets_first
 from lab.judge.invariants.order import order_of_steps
 from lab.judge.invariants.state import guests_thawed, snapshots_in_bounds
 from lab.judge.invariants.traffic import bytes_by_path, guests_behind_tools
-from lab.judge.marks import marks
+from lab.judge.marks import step_marks
 from lab.judge.verdict import Flow
 
 __all__ = ["BROKEN", "HELD", "NOT_APPLICABLE", "Invariant", "check"]
@@ -43,7 +43,7 @@ JOB_ONLY = frozenset(
 
 def check(evidence: Evidence, flows: list[Flow]) -> list[Invariant]:
     """Every invariant of the run. Those about a job's steps do not apply to a restore or a rescan."""
-    scene = Scene(evidence, [f for f in flows if f.attempted], marks(evidence.events))
+    scene = Scene(evidence, [f for f in flows if f.attempted], step_marks(evidence.events))
     found = []
     for rule in ALL:
         result = rule(scene)

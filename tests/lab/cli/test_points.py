@@ -16,7 +16,7 @@ import yaml
 
 from engine.store.points import Points
 from lab.cli import main
-from lab.judge.truth import BLOCK
+from lab.disks.truth import BLOCK
 from tests.engine.store.disks import CLUSTER, document, make_chain, make_point, point_id, store, versions
 
 MIB = 1 << 20

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from engine.steps import STEPS
-from lab.judge.marks import marks
+from lab.judge.marks import step_marks
 from lab.judge.steps import StepRecord
 from tests.lab.judge.builder import RunBuilder, demo, utc
 
@@ -68,7 +68,7 @@ def test_marks_of_several_tasks_and_processes_stay_apart() -> None:
     run.step("20c", 100, 300, host="proxy-1", task="a")
     run.step("20c", 150, 200, host="proxy-1", task="b")
     run.event("step", 400, "proxy-1", "20c", "a", phase="failed", text="late", data={})
-    found = marks(run.events)["20c"]
+    found = step_marks(run.events)["20c"]
     assert [(m.task, m.begin, m.end) for m in found] == [
         ("a", utc(100), utc(300)),
         ("b", utc(150), utc(200)),

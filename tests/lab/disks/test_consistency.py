@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.judge.consistency import Consistency, check
+from lab.disks.consistency import Consistency, check
 
 pytestmark = pytest.mark.skipif(shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None, reason="needs e2fsprogs")
 MIB = 1 << 20

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.judge import truth
-from lab.judge.truth import BLOCK, SizeDiffers, TruthFailed, TruthMissing, TruthPending
+from lab.disks import truth
+from lab.disks.truth import BLOCK, SizeDiffers, TruthFailed, TruthMissing, TruthPending
 
 DISK = bytes(range(256)) * 256 + bytes(BLOCK) + b"end" * 1000
 """One block of data, one of zeros, and a short one."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Verdicts about a restored disk: the same bytes as the storage's record (`truth`), and whole in itself (`consistency`)."""
