@@ -114,7 +114,7 @@ class Mover(Protocol):
         """Ends the connection, and with it the mover; never raises."""
 
 
-class VSphere(Protocol):
+class VCenter(Protocol):
     """A session with a vCenter."""
 
     async def vms(self, names: list[str], *, step: str) -> list[VmInfo]:
@@ -167,7 +167,7 @@ class Peers(Protocol):
     async def mover(self, server: dict[str, Any], port: int, token: str, *, step: str, task: str) -> Mover:
         """Connects to a Data Mover on a server."""
 
-    async def vsphere(self, vcenter: dict[str, Any], *, step: str) -> VSphere:
+    async def vsphere(self, vcenter: dict[str, Any], *, step: str) -> VCenter:
         """Logs in to a vCenter."""
 
     def guest(self, vm: str, address: str, account: dict[str, Any], scripts: Scripts) -> GuestChannel:

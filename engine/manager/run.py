@@ -13,7 +13,7 @@ from engine.events import EventLog
 from engine.guest.channel import Scripts
 from engine.manager.errors import ProxyLost, as_error
 from engine.manager.guest import GuestRun
-from engine.manager.peers import Mover, Peers, Transport, VSphere
+from engine.manager.peers import Mover, Peers, Transport, VCenter
 from engine.manager.tasks import DiskTask, VmRun
 from engine.report import Reporter
 from engine.waiting import quietly
@@ -37,7 +37,7 @@ class Run:
         self.scripts: Scripts | None = None
         self.vms: list[VmRun] = []
         self.slots: dict[str, asyncio.Semaphore] = {}
-        self.vsphere: VSphere | None = None
+        self.vsphere: VCenter | None = None
         self.ports: dict[tuple[str, str], tuple[int, str]] = {}
         """(task id, role) → port and token of a started mover."""
         self.pending: dict[str, dict[str, Any]] = {}

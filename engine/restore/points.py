@@ -40,7 +40,7 @@ class Found:
     point: dict[str, Any]
 
 
-async def every(config: EngineConfig, events: EventLog, servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def listed(config: EngineConfig, events: EventLog, servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The restore points of every repository, oldest first, each with its `repository`. Raises ConnectError."""
     found: list[dict[str, Any]] = []
     for server in servers:

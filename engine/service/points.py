@@ -57,7 +57,7 @@ class RepositoryPoints:
         events = self._config.event_log("service")
         try:
             servers = await self._jobs.database(lambda db: db.servers())
-            return await points.every(self._config, events, servers)
+            return await points.listed(self._config, events, servers)
         finally:
             events.close()
 
