@@ -50,7 +50,8 @@ def recover(
         def on_line(line: dict[str, Any]) -> None:
             if line.get("kind") != "recovery":
                 return show_line(line)
-            out.document("recovery/1", {k: v for k, v in line.items() if k not in ("schema", "kind")})
+            # the engine calls its session a run; the run of the evidence gets its name at the end
+            out.document("recovery/1", {k: v for k, v in line.items() if k not in ("schema", "kind", "run")})
             for one in line["disks"]:
                 out.text(f"{escape(one['label'])}: [bold]{escape(one['uri'])}[/]")
             out.text("[dim]Ctrl-C ends it; what was written is gone then.[/]")
