@@ -5,4 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/lint.sh
 if [ $# -gt 0 ]; then exec .venv/bin/pytest "$@"; fi
-exec .venv/bin/pytest -n 2 --dist loadfile --basetemp "/tmp/vt$$" --tb short --durations 15 -ra
+
+# Labs of a whole run take gigabytes: they stay only where a test failed. (Short, since Unix socket paths go below it.)
+kept="/tmp/vt$$"
+.venv/bin/pytest -n 2 --dist loadfile --basetemp "$kept" --tb short --durations 15 -ra
+rm -rf --one-file-system "$kept"
