@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -120,7 +121,15 @@ class RealSite:
     def again(self) -> None:
         """Kills vcsim and logs in to the new one."""
         kill(self.site)
-        self.session = self.site.connect()
+        end = time.monotonic() + 60
+        while True:  # a vcsim that is just being rebuilt may drop the first call
+            try:
+                self.session = self.site.connect()
+                break
+            except Exception:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
 
     def call(self, method: str, datastore: str = "datastore1", **params: Any) -> Any:
         """Asks a storage."""
