@@ -8,9 +8,9 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
