@@ -84,6 +84,16 @@ class Context:
             )
             raise SoapFault(value, "The session is not authenticated.")
 
+    async def require_power(self, vm: Any, wanted: str) -> None:
+        """Raises SoapFault(InvalidPowerState) unless the VM is `poweredOn` or `poweredOff`, as wanted."""
+        try:
+            found = await self.world.admin.properties(vm, "runtime.powerState")
+        except vmodl.fault.ManagedObjectNotFound as exc:
+            raise not_found(vm) from exc
+        if (state := found.get("runtime.powerState")) != wanted:
+            value = vim.fault.InvalidPowerState(existingState=state, requestedState=wanted)
+            raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
+
     async def forward(self) -> Reply:
         """Passes the call's own bytes to vcsim and its reply back, sanitised. Raises UpstreamGone, TimeoutError."""
         deadline = POLL_DEADLINE if self.call.method in _POLLS else FORWARD_DEADLINE

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
 from fakes.vcenter import soap
-from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
+from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument
 from fakes.vcenter.http import Reply
 
 AUTH_MANAGER = "guestOperationsAuthManager"
@@ -48,16 +48,7 @@ class GuestOperations:
         await context.require_login()
         if not moid:
             raise invalid_argument("vm")
-        reference = vim.VirtualMachine(moid, None)
-        try:
-            state = await context.world.admin.properties(reference, "runtime.powerState")
-        except vmodl.fault.ManagedObjectNotFound as exc:
-            raise not_found(reference) from exc
-        if state.get("runtime.powerState") != "poweredOn":
-            value = vim.fault.InvalidPowerState(
-                existingState=state.get("runtime.powerState"), requestedState="poweredOn"
-            )
-            raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
+        await context.require_power(vim.VirtualMachine(moid, None), "poweredOn")
         raise SoapFault(vim.fault.GuestOperationsUnavailable(), "The guest operations agent could not be contacted.")
 
     @staticmethod

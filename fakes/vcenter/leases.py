@@ -104,13 +104,7 @@ class Leases:
         world = context.world
         vm = world.admin.object("VirtualMachine", context.call.this_id)
         await context.require_login()
-        try:
-            state = await world.admin.properties(vm, "runtime.powerState")
-        except vmodl.fault.ManagedObjectNotFound as exc:
-            raise not_found(vm) from exc
-        if (power := state.get("runtime.powerState")) != "poweredOff":
-            value = vim.fault.InvalidPowerState(existingState=power, requestedState="poweredOff")
-            raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
+        await context.require_power(vm, "poweredOff")
         managed = self._managed(world, vm)
         async with self._owner.lock(managed.name):
             return await self._whole(context, managed, vm)
@@ -306,7 +300,7 @@ def _stream(
     file: _File, name: str, socket: Path, export: str, size: int, extents: list[tuple[int, int]]
 ) -> Generator[bytes, None, None]:
     """The file's bytes, which are counted for the manifest when all were taken."""
-    digest, total, populated = hashlib.sha1(usedforsecurity=False), 0, 0
+    digest, total = hashlib.sha1(usedforsecurity=False), 0
     content_id = hashlib.sha256(f"{file.datastore}/{file.path}".encode()).hexdigest()[:8]
     with opened(socket, export) as contents:
         for part in streamvmdk.stream(size, extents, contents.read, name, content_id):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pyVmomi import vim, vmodl
 
 from fakes.core.fabric import FabricError
-from fakes.core.inventory import Inventory, VirtualMachine
+from fakes.core.inventory import Datastore, Inventory, VirtualMachine
 from fakes.vcenter import builder, devices, reports, soap
 from fakes.vcenter.attachments import CONTROLLERS, Attachments, free_unit, units
 from fakes.vcenter.calls import Context, Handler, SoapFault, invalid_argument, not_found
@@ -26,7 +26,7 @@ from fakes.vcenter.http import Reply
 from fakes.vcenter.machine import Machine, disk_uuid, machine
 from fakes.vcenter.power import Power
 from fakes.vcenter.running import Owner, Runner, quietly
-from fakes.vcenter.storage import file_fault
+from fakes.vcenter.storage import Storage, file_fault
 from fakes.vcenter.world import World
 
 _log = logging.getLogger(__name__)
@@ -85,10 +85,7 @@ class Machines:
         for store in inventory.datastores:
             for raw in await storage.vms(store.name):
                 if raw["vm"] not in self._vms and store.hosts:
-                    text = await storage.read_text(store.name, f"{raw['folder']}/{raw['vm']}.vmx")
-                    self._vms[raw["vm"]] = _described(
-                        raw, store.name, store.hosts[0], (text or b"").decode("utf-8", "replace")
-                    )
+                    self._vms[raw["vm"]] = await _read(storage, raw, store.name, store.hosts[0])
                     _log.info("%s: made by a client, adopted from %s", raw["vm"], store.name)
 
     # -- creation
@@ -135,9 +132,7 @@ class Machines:
             taken = world.places.vms.get(name)
             raise SoapFault(vim.fault.DuplicateName(name=name, object=taken), f"The name '{name}' already exists.")
         store = next(s for s in inventory.datastores if s.name == where[1])
-        chosen = world.places.host_name(host._moId) if host is not None else next(iter(store.hosts), None)
-        if chosen not in store.hosts:
-            raise not_mounted(world, store.name)
+        chosen = _chosen(world, store, host)
         folder = where[2] or name
         vm = VirtualMachine.model_construct(
             name=name,
@@ -264,29 +259,24 @@ class Machines:
         if match is None or store is None or storage is None:
             return await context.forward()
         await context.require_login()
-        host = values.get("host")
-        chosen = world.places.host_name(host._moId) if host is not None else next(iter(store.hosts), None)
-        if chosen not in store.hosts:  # vcsim ends at this (vcsim reference section 19.18)
-            raise not_mounted(world, store.name)
+        chosen = _chosen(world, store, values.get("host"))  # vcsim ends at another (vcsim reference section 19.18)
         try:
             raw = next((each for each in await storage.vms(store.name) if each["folder"] == match[2]), None)
             if raw is None:
                 return await context.forward()
-            text = await storage.read_text(store.name, f"{raw['folder']}/{raw['vm']}.vmx")
+            name = str(raw["vm"])
+            if name in self._vms:
+                raise SoapFault(
+                    vim.fault.AlreadyExists(name=match[0]), f"The virtual machine {name} is registered already."
+                )
+            if values.get("asTemplate"):
+                raise SoapFault(vmodl.fault.NotSupported(), "Templates can not be registered here.")
+            if (known := self._unregistered.get(name)) is not None:
+                vm: VirtualMachine = known.model_copy(update={"host": chosen, "power": "off"})
+            else:
+                vm = await _read(storage, raw, store.name, chosen)
         except FabricError as exc:
             raise SoapFault(file_fault(exc, match[0], store.name)) from exc
-        name = str(raw["vm"])
-        if name in self._vms:
-            raise SoapFault(
-                vim.fault.AlreadyExists(name=match[0]), f"The virtual machine {name} is registered already."
-            )
-        if values.get("asTemplate"):
-            raise SoapFault(vmodl.fault.NotSupported(), "Templates can not be registered here.")
-        known = self._unregistered.get(name)
-        if known is not None:
-            vm: VirtualMachine = known.model_copy(update={"host": chosen, "power": "off"})
-        else:
-            vm = _described(raw, store.name, chosen, (text or b"").decode("utf-8", "replace"))
         folder = world.admin.object("Folder", context.call.this_id)
 
         async def work() -> tuple[Any, Any]:
@@ -300,6 +290,20 @@ class Machines:
             return reference, None
 
         return await self._runner.run(context, folder, work, {"host": chosen}, name=name)
+
+
+def _chosen(world: World, store: Datastore, host: Any) -> str:
+    """Name of the host that is asked for, or of the first that mounts the datastore. Raises SoapFault(InvalidDatastore)."""
+    name = world.places.host_name(host._moId) if host is not None else next(iter(store.hosts), None)
+    if name is None or name not in store.hosts:
+        raise not_mounted(world, store.name)
+    return name
+
+
+async def _read(storage: Storage, raw: dict[str, Any], datastore: str, host: str) -> VirtualMachine:
+    """A VM of the storage's that the inventory does not name, by its `.vmx`. Raises FabricError."""
+    text = await storage.read_text(datastore, f"{raw['folder']}/{raw['vm']}.vmx")
+    return _described(raw, datastore, host, (text or b"").decode("utf-8", "replace"))
 
 
 def not_mounted(world: World, datastore: str) -> SoapFault:

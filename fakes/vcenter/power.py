@@ -112,11 +112,8 @@ class Power:
         if managed is None:
             return await context.forward()
         await context.require_login()
-        told = await world.admin.properties(vm, "runtime.powerState", "guest.toolsRunningStatus")
-        if told.get("runtime.powerState") != "poweredOn":
-            state = told.get("runtime.powerState")
-            value = vim.fault.InvalidPowerState(existingState=state, requestedState="poweredOn")
-            raise SoapFault(value, "The attempted operation cannot be performed in the current state.")
+        await context.require_power(vm, "poweredOn")
+        told = await world.admin.properties(vm, "guest.toolsRunningStatus")
         if told.get("guest.toolsRunningStatus") != "guestToolsRunning":
             text = "Cannot complete operation because VMware Tools is not running in this virtual machine."
             raise SoapFault(vim.fault.ToolsUnavailable(), text)

@@ -188,14 +188,16 @@ async def _ask(world: World, request: Request, method: str, target: str, body: b
 
 
 def _reply(status: int, value: Any, *, modern: bool) -> Reply:
-    text = json.dumps(value if modern else {"value": value})
-    return Reply(status, Headers([("Content-Type", "application/json")]), text.encode())
+    return _json(status, value if modern else {"value": value})
+
+
+def _json(status: int, body: Any) -> Reply:
+    return Reply(status, Headers([("Content-Type", "application/json")]), json.dumps(body).encode())
 
 
 def _refusal(status: int, text: str, *, modern: bool) -> Reply:
     code = _CODES.get(status, "ERROR")
     messages = [{"id": f"com.vmware.vapi.std.errors.{code.lower()}", "default_message": text, "args": []}]
     if modern:
-        return _reply(status, {"error_type": code, "messages": messages}, modern=True)
-    body = {"type": f"com.vmware.vapi.std.errors.{code.lower()}", "value": {"messages": messages}}
-    return _reply(status, body, modern=True)
+        return _json(status, {"error_type": code, "messages": messages})
+    return _json(status, {"type": f"com.vmware.vapi.std.errors.{code.lower()}", "value": {"messages": messages}})

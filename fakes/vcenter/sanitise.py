@@ -35,7 +35,6 @@ _OWN_TASK = re.compile(rb'(<task type="Task">(task-[0-9]+)</task>)(?!<name>)')
 _NO_TEXT = re.compile(rb"<faultstring></faultstring><detail><(\w+)Fault\b")
 _GO_TYPE = re.compile(rb"<localizedMessage>\*types\.(\w+)(?:: [^<]*)?</localizedMessage>")
 _STUB = re.compile(rb"<file>/[^<]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<]*-)([^-/<]+)/([^<]*)</file>")
-# The process behind us is neither the client's address nor the product's version.
 _STUB_PATH = re.compile(rb"/[^<\s]*/(?:stubs-[0-9]+/|govcsim-[0-9]+/[^/<\s]*-)([^-/<\s]+)/([^<\s:]*)")
 # Faults that vcsim calls by names of Go types, which no client knows.
 _GO_FAULT = re.compile(rb"\b(InvalidProperty|NotFound)Fault(?=Fault\b|\")")
@@ -51,6 +50,7 @@ _HOST_PART = re.compile(
 )
 _NO_THUMBPRINT = re.compile(rb"<sslThumbprint></sslThumbprint>")
 _ENTITY_NAME = re.compile(rb'(<entity type="\w+">([^<]+)</entity><entityName>)\2(?=</entityName>)')
+# The process behind us is neither the client's address nor the product's version.
 _SESSION_ADDRESS = re.compile(rb"<ipAddress>127\.0\.0\.1</ipAddress>(?=<userAgent>)")
 _VERSION = re.compile(rb"<version>6\.5\.0</version><build>\d+</build>")
 _FULL_NAME = re.compile(rb"(<fullName>VMware (?:vCenter Server|ESXi)) 6\.5\.0 build-\d+")

@@ -55,8 +55,7 @@ def stream(
             directory[table] = at + 1
             at += len(part) // SECTOR
             yield part
-    part = _metadata(_DIRECTORY, struct.pack(f"<{len(directory)}I", *directory))
-    yield part
+    yield _metadata(_DIRECTORY, struct.pack(f"<{len(directory)}I", *directory))
     yield _metadata(_FOOTER, _header(capacity, at + 1)) + bytes(SECTOR)
 
 
