@@ -86,18 +86,18 @@ def _receive(
             raise DataProtocol(f"the Data Mover serves {welcome.get('size')} bytes instead of {size}", **link.where)
         target = SparseFile(to, size)
         try:
-            clusters = _fill(link, target, size, progress)
+            _fill(link, target, size, progress)
             target.finish()
         except VadplabError as exc:
             exc.step = exc.step or STEP
             raise
         finally:
             target.discard()
-        link.send("received", {"clusters": clusters})
+        link.send("received", {"clusters": target.clusters})
         return RestoreStats(size, target.written, target.clusters, link.received)
 
 
-def _fill(link: DataLink, target: SparseFile, size: int, progress: Progress) -> int:
+def _fill(link: DataLink, target: SparseFile, size: int, progress: Progress) -> None:
     """Receives every cluster; threads check and write them meanwhile."""
     clusters = -(-size >> CLUSTER_BITS)
     reported = 0.0
@@ -119,4 +119,3 @@ def _fill(link: DataLink, target: SparseFile, size: int, progress: Progress) -> 
             f"{target.clusters} clusters received, the Data Mover sent {frame.fields.get('data')}", **link.where
         )
     progress({"received": size, "total": size})
-    return target.clusters

@@ -162,11 +162,10 @@ def _add_log(flows: list[Joined], log: list[Record]) -> None:
             continue  # no SYN: it decided nothing about an attempt
         same, utc = by_key.get(_tuple(record), []), int(record["utc"])
         # A port may be used again at once: the packet is of the last flow that had begun (the log counts microseconds).
-        begun = [f for f in same if f.start // 1000 <= utc // 1000][-1:] or [
-            f for f in same if f.start - TOLERANCE_NS <= utc
-        ][:1]
-        for owner in begun:
-            owner.log.append(record)
+        begun = [f for f in same if f.start // 1000 <= utc // 1000]
+        soon = [f for f in same if f.start - TOLERANCE_NS <= utc]
+        if soon:
+            (begun[-1] if begun else soon[0]).log.append(record)
 
 
 def _add_tracking(flows: list[Joined], tracking: list[Record]) -> None:
