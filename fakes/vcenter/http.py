@@ -274,20 +274,23 @@ async def write_reply(
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
     if isinstance(reply.body, bytes):
         writer.write(head if head_only else head + reply.body)
-        await asyncio.wait_for(writer.drain(), patience)
+        async with asyncio.timeout(patience):
+            await writer.drain()
         return
     writer.write(head)
     try:
         while not head_only:
-            try:
-                part = await asyncio.wait_for(anext(reply.body), patience)
-            except StopAsyncIteration:
+            async with asyncio.timeout(patience):
+                part = await anext(reply.body, None)
+            if part is None:
                 break
             writer.write(part if length is not None else b"%x\r\n%s\r\n" % (len(part), part))
-            await asyncio.wait_for(writer.drain(), patience)
+            async with asyncio.timeout(patience):
+                await writer.drain()
         if length is None and not head_only:
             writer.write(b"0\r\n\r\n")
-        await asyncio.wait_for(writer.drain(), patience)
+        async with asyncio.timeout(patience):
+            await writer.drain()
     finally:
         if isinstance(reply.body, AsyncGenerator):
             await reply.body.aclose()

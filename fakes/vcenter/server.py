@@ -42,7 +42,10 @@ class HttpsServer:
         return str(address[0]), int(address[1])
 
     async def stop(self) -> None:
-        """Stops listening and ends every connection."""
+        """Stops listening and ends every connection.
+
+        Waits below are `asyncio.timeout`: `wait_for` of Python 3.11 loses a cancellation that comes as what it waits for ends.
+        """
         if self._server is not None:
             self._server.close()
         for task in list(self._connections):
@@ -72,7 +75,8 @@ class HttpsServer:
         try:
             while True:
                 try:
-                    request = await asyncio.wait_for(read_request(reader), IDLE)
+                    async with asyncio.timeout(IDLE):
+                        request = await read_request(reader)
                     request.client = client
                     if (request.headers.get("expect") or "").lower() == "100-continue":
                         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -82,14 +86,16 @@ class HttpsServer:
                     await write_reply(writer, refusal, head_only=False, keep_alive=False)
                     break
                 with contextlib.suppress(TimeoutError, EOFError, BadRequest):
-                    await asyncio.wait_for(request.body.discard(UNREAD), LINGER)
+                    async with asyncio.timeout(LINGER):
+                        await request.body.discard(UNREAD)
                 keep = request.keep_alive and request.body.done
                 await write_reply(writer, reply, head_only=request.method == "HEAD", keep_alive=keep)
                 if not keep:
                     break
             writer.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(gone), 2)
+                async with asyncio.timeout(2):
+                    await asyncio.shield(gone)
         finally:
             gone.cancel()
 

@@ -141,3 +141,32 @@ def test_streamed_replies() -> None:
     chunked = asyncio.run(talk(stream, b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"))
     assert chunked.endswith(b"\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n")
     assert write_reply is not None
+
+
+@pytest.mark.parametrize("body", [b"whole", None], ids=["whole", "streamed"])
+def test_stop_ends_a_connection_whose_reply_was_just_taken(body: bytes | None) -> None:
+    """The client may read the last byte before the server's own wait for that has ended."""
+
+    async def parts() -> Any:
+        yield b"whole"
+
+    async def handle(request: Request) -> Reply:
+        return Reply(200, Headers(), parts() if body is None else body, length=5)
+
+    async def run(steps: int) -> bool:
+        server = HttpsServer(handle, None)
+        reader, writer = await asyncio.open_connection(*await server.start("127.0.0.1", 0))
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await reader.readuntil(b"whole")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(server.stop())
+        try:
+            return await asyncio.wait_for(reader.read(), 3) == b""
+        except TimeoutError:
+            return False
+        finally:
+            writer.close()
+            await stopping
+
+    assert [steps for steps in range(12) if not asyncio.run(run(steps))] == []
