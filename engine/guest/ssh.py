@@ -224,9 +224,8 @@ class SshChannel:
     ) -> asyncssh.SSHCompletedProcess:
         assert self._connection is not None
         try:
-            return await asyncio.wait_for(
-                self._connection.run(command, input=stdin, encoding=None, check=False), timeout
-            )
+            async with asyncio.timeout(timeout):
+                return await self._connection.run(command, input=stdin, encoding=None, check=False)
         except TimeoutError as exc:
             if script is not None:
                 raise ScriptTimedOut(f"{self._target}: {script} script timed out", **self._where(step)) from exc

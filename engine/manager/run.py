@@ -192,7 +192,8 @@ class Run:
             return None
         wanted = {"id": task.id, "vm": task.vm, "mode": self.job["mode"], "failover": self.failover}
         try:
-            found = await asyncio.wait_for(self.peers.service.reassign([wanted], [task.proxy]), REASSIGN_DEADLINE)
+            async with asyncio.timeout(REASSIGN_DEADLINE):
+                found = await self.peers.service.reassign([wanted], [task.proxy])
         except (VadplabError, TimeoutError) as exc:
             why = exc.message if isinstance(exc, VadplabError) else "all others are busy"
             self.report.note(f"{task.id}: no other proxy takes it over: {why}", step=step, task=task.id)

@@ -199,7 +199,8 @@ class Client:
             async with self._lock:
                 self._writer.write(data)
                 self.sent += len(data)
-                await asyncio.wait_for(self._writer.drain(), WRITE_DEADLINE)
+                async with asyncio.timeout(WRITE_DEADLINE):  # `wait_for` of Python 3.11 may lose a cancellation
+                    await self._writer.drain()
         except (OSError, ssl.SSLError, TimeoutError) as exc:
             raise from_oserror(exc, **self._where(step)) from exc
 

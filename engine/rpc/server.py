@@ -159,7 +159,8 @@ class Server:
             data = frames.pack(message)
             async with lock:
                 writer.write(data)
-                await asyncio.wait_for(writer.drain(), WRITE_DEADLINE)
+                async with asyncio.timeout(WRITE_DEADLINE):  # as in the client
+                    await writer.drain()
 
         try:
             while True:

@@ -150,6 +150,27 @@ def test_deadline_idle_and_cancel(pki: Pki) -> None:
     asyncio.run(main())
 
 
+def test_a_call_is_cancelled_at_whatever_instant(pki: Pki) -> None:
+    """As by Ctrl-C: none may be lost, as would be one that comes just when the request was taken."""
+
+    async def main() -> list[int]:
+        lost = []
+        async with serving(pki) as port:
+            client = await connect(pki, port)
+            for steps in range(12):
+                call = asyncio.ensure_future(client.call("echo", after=1))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                call.cancel()
+                await asyncio.wait([call])
+                if not call.cancelled():
+                    lost.append(steps)
+            await client.close()
+        return lost
+
+    assert asyncio.run(main()) == []
+
+
 def test_cut_connection_fails_calls_and_cancels_handlers(pki: Pki) -> None:
     async def main() -> None:
         peers = []
